@@ -1,0 +1,1 @@
+//! Files and their metadata: reading without following links, writing beneath a directory.

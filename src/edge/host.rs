@@ -1,0 +1,1 @@
+//! The real clock, randomness, host name, and what the kernel says about this machine.

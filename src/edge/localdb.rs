@@ -1,0 +1,1 @@
+//! Opening SQLite our way: bundled, checked version, pragmas, numbered schema.

@@ -1,0 +1,7 @@
+//! One outside thing each; knows nothing of backup.
+
+pub mod fs;
+pub mod host;
+pub mod localdb;
+pub mod process;
+pub mod store;

@@ -1,0 +1,14 @@
+//! `larder`: a content-addressed, deduplicating, encrypted backup repository.
+//!
+//! The source is laid out in rings; a module imports only from rings to its left:
+//! **`pure ← edge ← repo | source | target ← ops ← cli`** (see `docs/architecture.md`).
+
+pub mod pure;
+pub mod edge;
+pub mod repo;
+pub mod source;
+pub mod target;
+pub mod ops;
+pub mod cli;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,8 @@
+//! Words that every ring uses.
+
+pub mod explain;
+pub mod size;
+pub mod time;
+
+pub use explain::{Explain, Kind};
+pub use time::Timestamp;

@@ -1,0 +1,67 @@
+//! Bounded reading and writing of bytes: the only place that slices foreign bytes (format-spec chapter 1).
+
+/// The bytes do not follow the format; `what` names the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Malformed { pub what: &'static str }
+
+/// Returns a [`Malformed`] error naming `what`.
+pub fn malformed<T>(what: &'static str) -> Result<T, Malformed> { Err(Malformed { what }) }
+
+/// Reads a slice from front to back; every read is checked.
+pub struct Reader<'a> { rest: &'a [u8] }
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Reader<'a> { Reader { rest: bytes } }
+    pub fn remaining(&self) -> usize { self.rest.len() }
+    pub fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], Malformed> {
+        if len > self.rest.len() { return malformed(what); }
+        let (head, tail) = self.rest.split_at(len);
+        self.rest = tail;
+        Ok(head)
+    }
+    pub fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N, what)?);
+        Ok(out)
+    }
+    pub fn u8(&mut self, what: &'static str) -> Result<u8, Malformed> { Ok(self.array::<1>(what)?[0]) }
+    pub fn u16(&mut self, what: &'static str) -> Result<u16, Malformed> { Ok(u16::from_le_bytes(self.array(what)?)) }
+    pub fn u32(&mut self, what: &'static str) -> Result<u32, Malformed> { Ok(u32::from_le_bytes(self.array(what)?)) }
+    pub fn u64(&mut self, what: &'static str) -> Result<u64, Malformed> { Ok(u64::from_le_bytes(self.array(what)?)) }
+    /// Unsigned LEB128, canonical, at most 10 bytes.
+    pub fn varint(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        let mut value = 0u64;
+        for index in 0..10 {
+            let byte = self.u8(what)?;
+            if index == 9 && byte > 1 { return malformed(what); }
+            value |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                return if byte == 0 && index > 0 { malformed(what) } else { Ok(value) };
+            }
+        }
+        malformed(what)
+    }
+    /// Zigzag varint.
+    pub fn zigzag(&mut self, what: &'static str) -> Result<i64, Malformed> {
+        let value = self.varint(what)?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+    /// A varint that must fit `usize` and be at most `max`.
+    pub fn length(&mut self, max: usize, what: &'static str) -> Result<usize, Malformed> {
+        match usize::try_from(self.varint(what)?) { Ok(value) if value <= max => Ok(value), _ => malformed(what) }
+    }
+    /// Fails unless everything was read.
+    pub fn end(&self, what: &'static str) -> Result<(), Malformed> {
+        if self.rest.is_empty() { Ok(()) } else { malformed(what) }
+    }
+}
+
+/// Appends an unsigned LEB128 varint.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 { out.push(value as u8 | 0x80); value >>= 7; }
+    out.push(value as u8);
+}
+
+/// Appends a zigzag varint.
+pub fn put_zigzag(out: &mut Vec<u8>, value: i64) { put_varint(out, ((value << 1) ^ (value >> 63)) as u64); }

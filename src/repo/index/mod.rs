@@ -1,0 +1,1 @@
+//! Where is chunk X: the local, disposable index (SQLite catalogue behind a filter).

@@ -1,0 +1,3 @@
+//! The repository: the format over a store.
+
+pub mod index;

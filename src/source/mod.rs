@@ -1,0 +1,3 @@
+//! Where data comes from: entries in tree order, each with its metadata and a reader.
+
+pub mod files;

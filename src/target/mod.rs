@@ -1,0 +1,3 @@
+//! Where restored data goes.
+
+pub mod files;
