@@ -3,7 +3,7 @@
 
 Written from the chapters of format-spec/ alone, as a second opinion on what they say.
 It never writes to the repository. Packages: requirements.txt. Clarity first, speed second.
-Not restored: owners, extended attributes, sockets and devices. Not checked: the store checksum (crc64nvme) of a pack.
+Not restored: owners, extended attributes other than user.*, sockets and devices. Not checked: the store checksum (crc64nvme) of a pack.
 The passphrase comes from LARDER_PASSWORD; --key-file names a key file instead.
 """
 
@@ -184,6 +184,15 @@ def cbor_encode(v):
 # Types of CBOR fields. Each is a predicate; `fields` applies a table of them.
 def is_uint(v):
     return type(v) is int and v >= 0
+
+
+def is_u32(v):
+    return is_uint(v) and v < 1 << 32
+
+
+def is_names(v):
+    """A data map from user or group number to name."""
+    return isinstance(v, dict) and all(is_u32(k) and is_text(name) for k, name in v.items())
 
 
 def is_time(v):
@@ -377,6 +386,10 @@ def parse_config(data, name):
               20: {i: is_uint for i in range(3)}}
     for key, optional in advice.items():
         fields(c.get(key, {}), f"{name}: key {key}", {}, optional)
+    packs, codec = c.get(9, {}), c.get(10, {})
+    need(all(1 <= packs.get(i, 1) <= 1 << 30 for i in (0, 1)) and 1 <= packs.get(2, 1) <= 64, f"{name}: pack targets")
+    need(1 <= codec.get(1, 1) <= 19, f"{name}: compression level")
+    need(c.get(12, 0) <= 1 and c.get(13, 0) <= 2 and c.get(16, 0) <= 4, f"{name}: padding, trust or checksum")
     limits = {0: (4, 10), 1: (4, 12), 2: (NODE_MAX, NODE_MAX), 3: (0, 512), 4: (1, 64), 5: (4, 16), 6: (256, 4096)}
     fields(c[11], f"{name}: tree parameters", {i: is_uint for i in limits})
     for i, (low, high) in limits.items():
@@ -384,6 +397,7 @@ def parse_config(data, name):
     for w in c[17]:
         fields(w, f"{name}: writer", {0: is_bytes(16), 1: is_bytes(32), 2: is_uint, 3: is_uint},
                {4: is_uint, 5: is_row(is_uint, is_bytes(32))})
+        need(5 not in w or 4 in w, f"{name}: chain end of a writer that is not revoked")
     kids = [w[0] for w in c[17]]
     need(len({k[:4] for k in kids}) == len(kids), f"{name}: two writers with one tag")
     return c
@@ -419,7 +433,7 @@ def open_grant(data, name, grant_key, repo):
                {8: is_text, 9: is_list(is_row(is_bytes(16), is_bytes(32), is_text))})
     need(g[4] == repo, f"{name}: of another repository")
     numbers = [fields(e, f"{name}: epoch", *EPOCH_KEYS)[0] for e in g[7]]
-    need(numbers and numbers == sorted(set(numbers)), f"{name}: epochs missing or out of order")
+    need(numbers and numbers == sorted(set(numbers)) and numbers[0] >= 1, f"{name}: epochs missing or out of order")
     return g
 
 
@@ -487,6 +501,7 @@ def open_blob(frame, slots, kind, blob_id, keys, base_of=None):
     return Opened(raw, codec, base_id)
 
 
+TRAILER_MIN = 16 + 8 + 88 + 44 + 4                  # tag, counts, one slot, one record, no delta
 Record = namedtuple("Record", "kind stored_len raw_len id offset base_id")
 PACK_NAME = re.compile(r"(data|meta)/([0-9a-f]{2})/([0-9a-f]{32})-([0-9a-f]{32})")
 
@@ -611,8 +626,22 @@ def parse_run(sections, name):
     if head[9] == 0:
         need(all(c[1] < len(packs) for c in chunks), f"{name}: chunk in a pack that is not listed")
         need(all(p.slot_first + p.slot_count <= len(slots) for p in packs), f"{name}: slot range")
-    need(all(p.kind in (0, 1) and p.flags == 0 and p.slot_count >= 1 for p in packs), f"{name}: pack record")
+    need(all(p.kind in (0, 1) and p.flags == 0 and p.slot_count >= 1 and 1 <= p.blob_count <= 1 << 20 for p in packs),
+         f"{name}: pack record")
+    need(all(c[2] >= 64 and 23 < c[3] & 0xFFFFFFF <= FRAME_MAX for c in chunks), f"{name}: place of a chunk")
+    if head[9] == 0:
+        check_places(slots, packs, chunks, name)
     return Run(head, slots, packs, chunks, deltas)
+
+
+def check_places(slots, packs, chunks, name):
+    """What a whole run says about its packs fits together."""
+    for p in packs:
+        own = slots[p.slot_first:p.slot_first + p.slot_count]
+        need(all(s[1] == p.kind + 1 and s[2:4] == b"\0\0" for s in own), f"{name}: slot of the wrong domain")
+    for _, ix, offset, packed in chunks:
+        need((packed >> 28 in (1, 2)) == (packs[ix].kind == 1), f"{name}: chunk type does not fit its pack")
+        need(offset + (packed & 0xFFFFFFF) <= packs[ix].size - TRAILER_MIN - 88, f"{name}: chunk beyond its pack")
 
 
 # ---------------------------------------------------------------- 12 trees, 13 lists, 14 manifest
@@ -683,6 +712,8 @@ def parse_tlvs(c):
         body.end()
         need(tag >= 1 and (tag, name) > last and (tag != last[0] or tag in (1, 3)), f"{c.what}: TLVs out of order")
         last = (tag, name)
+    names = [{n for n, _ in tlvs.get(tag, [])} for tag in (1, 3)]
+    need(not names[0] & names[1], f"{c.what}: one attribute name inline and out of line")
     return tlvs, flags
 
 
@@ -772,6 +803,7 @@ def parse_list_node(data):
     for _ in range(count):
         rows.append(parse_part(c) if level == 0 else (c.take(32), c.varint()))
         need(rows[-1][1] >= 1, "list node: empty element")
+        need(level == 0 or rows[-1][0] != HOLE, "list node: hole above level 0")
     c.end()
     return level, rows
 
@@ -780,14 +812,17 @@ def parse_manifest(raw):
     need(len(raw) <= CHUNK_MAX, "manifest: too large")
     m = fields(cbor_decode(raw, "manifest"), "manifest",
                {0: is_version, 1: is_map, 2: is_time, 3: is_time, 4: is_list(is_map)},
-               {5: is_list(is_text), 6: SIDS, 7: is_map, 8: is_map, 9: is_row(is_uint, is_list(is_row(
-                   is_bytes(), is_uint, is_text))), 10: is_list(is_row(is_bytes(16), is_uint, is_uint, is_bytes(32))),
+               {5: is_list(is_text), 6: SIDS, 7: is_names, 8: is_names, 9: is_row(is_uint, is_list(is_row(
+                   is_bytes(), is_text, is_text))), 10: is_list(is_row(is_bytes(16), is_u32, is_u32, is_bytes(32),
+                                                                       is_bytes(16), is_u32, is_bytes(88))),
                 11: is_map, 12: is_map, 13: is_list(is_row(is_text, either(is_text, is_bytes()))), 14: SIDS,
                 15: is_text, 17: is_bytes(32)})
     fields(m[1], "manifest: source", {0: is_bytes(16), 1: is_uint}, {2: is_text, 3: is_text, 4: is_text})
-    fields(m.get(11, {}), "manifest: statistics", {}, {i: is_uint for i in range(6)})
+    fields(m.get(11, {}), "manifest: statistics", {}, {i: is_uint for i in range(13)})
     fields(m.get(12, {}), "manifest: resume", {},
            {0: is_uint, 1: is_bytes(), 2: is_list(is_row(is_bytes(32), is_uint))})
+    total, listed = m.get(9, [0, []])
+    need(len(listed) <= min(total, 1000), "manifest: listed errors")
     for root in m[4]:
         fields(root, "manifest: root", {0: is_bytes(), 1: is_uint, 2: is_bytes(32), 3: is_uint, 4: is_uint, 5: is_uint},
                {6: is_uint})
@@ -796,6 +831,9 @@ def parse_manifest(raw):
 
 
 # ---------------------------------------------------------------- 9 sessions, outcomes, drops
+PART_SUFFIX = re.compile(r"[ps]([0-9]{4}|[1-9][0-9]{4,})|c([0-9]{4}|[1-9][0-9]{4,})-[0-9a-f]{4}-[0-9a-f]{4}")
+
+
 def parse_outcome(sections, name):
     o = fields(cbor_decode(sections[0], name), name,
                {**SIGNED, 3: is_uint, 4: is_bytes(16), 5: RANGES, 9: is_uint, 10: either(is_null, is_bytes(32))},
@@ -813,10 +851,22 @@ def parse_outcome(sections, name):
         fields(o[6], f"{name}: run descriptor",
                {0: is_uint, 1: is_list(is_row(is_text, is_uint, is_bytes(32)))},
                {2: is_list(is_text), 3: is_bytes()})
-        need(o[3] == 3 and 1 <= o[6][0] <= 9, f"{name}: run descriptor")
+        need(1 <= o[6][0] <= 9 and len(o[6].get(3, b"")) % 16 == 0, f"{name}: run descriptor")
+        need(all(PART_SUFFIX.fullmatch(suffix) for suffix, _, _ in o[6][1]), f"{name}: name of a part")
+    need(not {6, 16} & o.keys() or o[3] == 3, f"{name}: run descriptor or chain floors outside of maintenance")
+    floors = [kid for kid, _, _ in o.get(16, [])]
+    need(all(a < b for a, b in zip(floors, floors[1:])), f"{name}: chain floors out of order")
     if o[3] != 4:
         need(o[4][:4] == o[1][:4], f"{name}: sid does not carry the signer's tag")
     return o
+
+
+def parse_drop(sections, name, config):
+    body = fields(cbor_decode(sections[0], name), name, {**SIGNED, 3: is_uint, 4: is_bytes(16)}, {5: is_text})
+    need(name == f"drop/{body[4].hex()}" and len(sections) == 1, f"{name}: sid differs from the name")
+    need(body[3] in (1, 2), f"{name}: kind")
+    check_signer(config, body, name, FORGET if body[3] == 1 else ADMIN)
+    return body
 
 
 def parse_session(sections, name):
@@ -950,7 +1000,8 @@ class Repository:
                 outcome = parse_outcome(sections, name)
                 writer = check_signer(self.config, outcome, name, MAINTAIN if outcome[3] in (3, 4) else WRITE)
                 if 4 in writer:
-                    need(5 in writer and outcome[9] <= writer[5][0], f"{name}: signed after its writer was revoked")
+                    end = writer.get(5, [-1, b""])
+                    need(outcome[9] < end[0] or [outcome[9], h(data)] == end, f"{name}: signed after its writer was revoked")
                 outcomes[outcome[4]] = (outcome, h(data), sections[1:])
             except (Corrupt, Unsupported) as error:
                 self.warn(f"snapshot or session end unreadable: {error}")
@@ -982,24 +1033,21 @@ class Repository:
         for name in self.names("drop", r"drop/[0-9a-f]{32}"):
             try:
                 _, sections = self.sealed(name, DROP)
-                body = fields(cbor_decode(sections[0], name), name, {**SIGNED, 3: is_uint, 4: is_bytes(16)}, {5: is_text})
-                need(name == f"drop/{body[4].hex()}" and len(sections) == 1, f"{name}: sid differs from the name")
-                need(body[3] in (1, 2), f"{name}: kind")
-                check_signer(self.config, body, name, FORGET if body[3] == 1 else ADMIN)
+                body = parse_drop(sections, name, self.config)
                 (drops if body[3] == 1 else voids).add(body[4])
             except (Corrupt, Unsupported) as error:
                 self.warn(f"ignored: {error}")
         return drops, voids
 
     def held(self, sid):
-        for name in self.names(f"hold/{sid.hex()}", r"hold/[0-9a-f]{32}/[a-z0-9._-]{1,64}"):
+        for name in self.names(f"hold/{sid.hex()}", r"hold/[0-9a-f]{32}/(?!\.\.?$)[a-z0-9._-]{1,64}"):
             try:
                 _, sections = self.sealed(name, HOLD_OBJECT)
                 body = fields(cbor_decode(sections[0], name), name,
-                              {**SIGNED, 4: is_bytes(16), 5: either(is_null, is_time)}, {6: is_text})
+                              {**SIGNED, 4: is_bytes(16)}, {5: either(is_null, is_time), 6: is_text})
                 need(body[4] == sid and len(sections) == 1, f"{name}: sid differs from the name")
                 check_signer(self.config, body, name, HOLD)
-                if body[5] is None or body[5] > time.time_ns():
+                if body.get(5) is None or body[5] > time.time_ns():
                     return True
             except (Corrupt, Unsupported) as error:
                 self.warn(f"ignored: {error}")
@@ -1284,12 +1332,26 @@ def restore_root(repo, root, target):
             continue
         if group:
             groups[group] = path
-        finish(path, e)
+        finish(repo, path, e)
     for path, e in reversed(directories):
-        finish(path, e)
+        finish(repo, path, e)
 
 
-def finish(path, e):
+def set_attributes(repo, path, e):
+    values = list(e.tlvs.get(1, []))
+    for name, (size, content) in e.tlvs.get(3, []):
+        whole = e._replace(size=size, content=content)
+        values.append((name, b"".join(bytes(p) if isinstance(p, int) else p for p in repo.content(whole))))
+    for name, value in values:
+        if name.startswith(b"user.") and hasattr(os, "setxattr"):
+            try:
+                os.setxattr(path, name, value, follow_symlinks=False)
+            except OSError as error:
+                repo.warn(f"{show_path(path)}: attribute {show_path(name)}: {error.strerror}")
+
+
+def finish(repo, path, e):
+    set_attributes(repo, path, e)
     if e.type != 3 and (e.mode or e.type not in (8, 9)):
         os.chmod(path, e.mode)
     stamp = e.mtime[0] * 10**9 + e.mtime[1]

@@ -259,6 +259,7 @@ def envelopes():
         return envelope("session", name, [sign(new, name)], **more)
 
     one("good", "a registration", good, expect="ok")
+    one("pins-only", "a session that only pins", signed({3: 6, 4: [SID]}), expect="ok")
     one("unknown-key", "unknown key below 0x8000 is ignored", signed({100: "new"}), expect="ok")
     one("unknown-critical-key", "unknown key 0x8000", signed({0x8000: 1}))
     one("missing-key", "created is missing", signed({}, remove=(2,)))
@@ -358,6 +359,16 @@ def runs():
     one("pack-ix", "chunk in a pack that is not listed", parts=[slot_b, pack_b, far, delta_b, feature_b])
     one("slot-range", "pack with a slot that is not listed", {},
         [slot_b, pack_b[:44] + struct.pack("<I", 1) + pack_b[48:], chunk_b, delta_b, feature_b])
+    at_hello = next(i for i, r in enumerate(rows) if r[:32] == HELLO.id)
+    one("node-in-data-pack", "a tree node in a data pack", parts=[
+        slot_b, pack_b, patched(at_hello, lambda r: 1 << 28 | len(HELLO.frame)), delta_b, feature_b])
+    one("chunk-offset", "a chunk in the pack's header", parts=[slot_b, pack_b, rows[0][:36] + struct.pack("<I", 63) + rows[0][40:]
+                                                                + rows[1] + rows[2], delta_b, feature_b])
+    one("chunk-beyond-pack", "a chunk that ends in the trailer", parts=[
+        slot_b, pack_b, rows[0][:36] + struct.pack("<I", len(Pack(0, [base, delta, HELLO]).bytes) - 200) + rows[0][40:]
+        + rows[1] + rows[2], delta_b, feature_b])
+    one("stored-len", "a frame of 23 bytes", parts=[slot_b, pack_b, patched(at_hello, lambda r: 23), delta_b, feature_b])
+    one("slot-domain", "meta slot of a data pack", parts=[slot(META), pack_b, chunk_b, delta_b, feature_b])
     one("foreign-writer", "signer's tag is not in the sid", {4: bytes([0x22]) * 16}, at=f"idx/0-{'22' * 16}-0000")
 
 
@@ -386,6 +397,16 @@ def outcomes():
     one("range-descends", "accepted range 2…1", {5: [[2, 1]]})
     one("ranges-overlap", "accepted 0…2 and 2…3", {5: [[0, 2], [2, 3]]})
     one("range-of-three", "a range with three numbers", {5: [[0, 1, 2]]})
+    one("floors-of-abandon", "only maintenance sets chain floors", {3: 5, 5: [], 16: [[KID, 4, bytes(32)]]}, (7, 8, 13), [])
+    floor = [[bytes([n]) * 16, 4, bytes(32)] for n in (1, 2)]
+    one("floors-unsorted", "chain floors descend by kid", {3: 3, 16: floor[::-1]}, (7, 8, 13), [])
+    part = [["p0000", 100, bytes(32)], ["c0000-0000-ffff", 100, bytes(32)]]
+    one("run-descriptor", "maintenance with a run", {3: 3, 6: {0: 1, 1: part, 2: [f"idx/0-{SID.hex()}-0000"], 3: bytes(32)}},
+        (7, 8, 13), [], "ok")
+    one("run-descriptor-level-0", "level 0 has no descriptor", {3: 3, 6: {0: 0, 1: part}}, (7, 8, 13), [])
+    one("run-descriptor-name", "part that is not the name of a run", {3: 3, 6: {0: 1, 1: [["../x", 100, bytes(32)]]}},
+        (7, 8, 13), [])
+    one("run-descriptor-of-commit", "only maintenance describes runs", {6: {0: 1, 1: part}})
     one("floors-as-map", "chain floors in a map", {3: 3, 16: {0: 1}}, (7, 8, 13), [])
     one("manifest-length", "length differs from the blob", {8: len(manifest) + 1})
     one("manifest-other", "section holds another manifest", raw=cbor({0: 1, 1: {0: SOURCE, 1: 0}, 2: 0, 3: 0, 4: []}))
@@ -403,9 +424,26 @@ def outcomes():
             ("manifest-critical", "unknown critical key", {0: 1, 1: {0: SOURCE, 1: 0}, 2: 0, 3: 0, 4: [], 0x9000: 1})):
         case(case_name, "manifest", why or "data maps may have keys above 0x8000; time before 1970", cbor(value),
              "fail" if why else "ok")
+    plain = {0: 1, 1: {0: SOURCE, 1: 0}, 2: 0, 3: 0, 4: []}
+    hint = [PACK_ID, 64, 300, bytes([7]) * 32, SID, 5000, slot(META)]
+    full = {**plain, 5: ["a", "b"], 6: [SID], 8: {0: "root"}, 9: [3, [[b"/x", "denied", "no permission"]]], 10: [hint],
+            11: {i: i for i in range(13)}, 12: {0: 0, 1: b"\0a"}, 14: [SID], 15: "forge", 17: bytes(32)}
+    ok("manifest-everything", "manifest", "every optional key", cbor(full))
+    for case_name, why, changes in (
+            ("manifest-hint-old", "a hint of four fields, without pack name, size and slot", {10: [hint[:4]]}),
+            ("manifest-hint-slot", "a hint with a slot of 87 bytes", {10: [[*hint[:6], hint[6][:87]]]}),
+            ("manifest-hint-offset", "a hint beyond 4 GiB", {10: [[PACK_ID, 1 << 32, *hint[2:]]]}),
+            ("manifest-error-number", "the code of an error is a text", {9: [1, [[b"/x", 13, "no permission"]]]}),
+            ("manifest-error-total", "fewer errors than are listed", {9: [0, [[b"/x", "denied", "no permission"]]]}),
+            ("manifest-statistics-text", "a statistic is a number", {11: {12: "3"}}),
+            ("manifest-user-name", "a user's name is a text", {7: {0: b"root"}})):
+        case(case_name, "manifest", why, cbor({**full, **changes}))
     drop_name = f"drop/{SID.hex()}"
     drop = {0: 1, 1: KID, 2: START, 3: 1, 4: SID, 5: "keep policy"}
     ok("drop-good", "drop", "forget", envelope("drop", drop_name, [sign(drop, drop_name)]), name=drop_name)
+    for kind, expect in ((2, "ok"), (3, "fail")):
+        case(f"drop-kind-{kind}", "drop", "void, by an admin" if kind == 2 else "kind 3 does not exist",
+             envelope("drop", drop_name, [sign({**drop, 3: kind}, drop_name)]), expect, name=drop_name)
     case("drop-other-snapshot", "drop", "sid differs from the name",
          envelope("drop", drop_name, [sign({**drop, 4: bytes(16)}, drop_name)]), name=drop_name)
 
@@ -444,6 +482,13 @@ def configs():
     one("tag-twice", "two writers with one tag", {17: [*config_body()[17], other]})
     one("signer-not-admin", "signer has no admin role", {17: [{0: KID, 1: PUBLIC, 2: 1, 3: 0}]})
     one("signer-revoked", "signer is revoked in it", {17: [{0: KID, 1: PUBLIC, 2: 0x40, 3: 0, 4: 0}]})
+    gone = {**other, 0: bytes([0x22] * 16), 4: 0}
+    one("chain-end", "a revoked writer with the end of its chain", {17: [*config_body()[17], {**gone, 5: [7, bytes(32)]}]}, expect="ok")
+    one("chain-end-null", "chain end that is no row", {17: [*config_body()[17], {**gone, 5: None}]})
+    one("chain-end-not-revoked", "chain end of a writer that is not revoked",
+        {17: [*config_body()[17], {k: v for k, v in {**gone, 5: [7, bytes(32)]}.items() if k != 4}]})
+    one("pack-target", "pack target above 1 GiB", {9: {0: (1 << 30) + 1, 1: 1, 2: 1}})
+    one("padding", "unknown padding", {12: 2})
     one("signer-unknown", "signer is not in the table", {1: bytes(16)})
     one("signature", "signed by a stranger", data=config_object(signer=forge_key(9)))
     one("renamed", "signed for another name", data=config_object(name="config/00000001"))
@@ -493,6 +538,7 @@ def protectors():
     case("grant-renamed", "grant", "copied to another number", grant, name=name[:-1] + "1")
     for case_name, why, changes in (("repo", "R of another repository", {4: bytes(16)}), ("no-epoch", "no epoch", {7: []}),
                                     ("secret", "secret of 31 bytes", {7: [{0: 1, 4: bytes(31)}]}),
+                                    ("epoch-0", "epochs start at 1", {7: [{0: 0, 4: bytes(32)}]}),
                                     ("epochs-unsorted", "epochs descend", {7: [{0: 2}, {0: 1}]}),
                                     ("issuer-key", "issuer is not among the admin keys", {6: [bytes(32)]})):
         case(f"grant-{case_name}", "grant", why, grant_object({**grant_body(), **changes})[1], name=name)
@@ -574,6 +620,8 @@ def entries():
             ("xattr-out-trailing", "a byte after the content form",
              dir_value(tlvs=tlv(3, varint(1) + b"c" + varint(13) + part + b"\0"))),
             ("xattr-out-sum", "content does not add up", dir_value(tlvs=tlv(3, varint(1) + b"c" + varint(14) + part))),
+            ("xattr-in-and-out", "one name inline and out of line",
+             dir_value(tlvs=xattr(b"c", b"") + tlv(3, varint(1) + b"c" + varint(13) + part))),
             ("btime-ns", "10^9 nanoseconds", dir_value(tlvs=tlv(2, zigzag(1) + varint(10**9)))),
             ("btime-trailing", "a byte after btime", dir_value(tlvs=tlv(2, zigzag(1) + varint(0) + b"\0"))),
             ("changed-not-empty", "tag 12 with a byte", dir_value(tlvs=tlv(12, b"\0"))),
@@ -626,6 +674,7 @@ def nodes():
                             ("level-8", "level above 7", list_node(8, [(a, 5)])), ("zero-length", "chunk of length 0", list_node(0, [(a, 0)])),
                             ("chunk-17-mib", "chunk above 16 MiB", list_node(0, [(a, 17 << 20)])),
                             ("4097", "more than 4096 elements", list_node(0, [(a, 5)] * 4097)),
+                            ("hole-above-leaves", "a hole above level 0", list_node(1, [(bytes(32), 5)])),
                             ("trailing", "a byte after the last", list_node(0, [(a, 5)]) + b"\0"),
                             ("cut", "last byte missing", list_node(0, [(a, 500)])[:-1])):
         case(f"list-{name}", "list", why, data)
