@@ -1,1 +1,87 @@
-//! Running a program: arguments as a list, secrets scrubbed from its environment, killed when dropped.
+//! Running a program: arguments as a list, our secrets scrubbed from its environment, killed when dropped.
+
+use std::io::{self, Read};
+use std::process::{Command, ExitStatus, Stdio};
+
+/// Variables that a child never inherits: they open the repository, and the child has no use for them.
+const SCRUBBED: [&str; 3] = ["LARDER_PASSWORD", "LARDER_PASSWORD_COMMAND", "LARDER_KEY_FILE"];
+
+/// A running program whose standard output is read.
+pub struct Child {
+    program: String,
+    child: std::process::Child,
+}
+
+impl Child {
+    /// Starts a program without a shell. Standard input is empty, standard error is ours.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(program: &str, arguments: &[String]) -> io::Result<Child> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        for name in SCRUBBED {
+            command.env_remove(name);
+        }
+        Ok(Child {
+            program: program.to_owned(),
+            child: command.spawn()?,
+        })
+    }
+
+    /// Returns the program's name as it was given.
+    pub fn program(&self) -> &str {
+        &self.program
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When waiting fails.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+}
+
+impl Read for Child {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.child.stdout {
+            Some(stdout) => stdout.read(buffer),
+            None => Ok(0),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // It may have ended by itself just now.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a shell command line of the local configuration and returns the first line of its output, without the newline.
+///
+/// # Errors
+/// When it cannot be run or does not succeed.
+pub fn first_line_of(command_line: &str) -> io::Result<Vec<u8>> {
+    let output = Command::new("/bin/sh")
+        .args(["-c", command_line])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!(
+            "the command did not succeed ({})",
+            output.status
+        )));
+    }
+    let line = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(line.strip_suffix(b"\r").unwrap_or(line).to_vec())
+}

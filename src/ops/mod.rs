@@ -1,1 +1,15 @@
-//! (to be written)
+//! The verbs: each takes an open repository, options and a [`Progress`], and returns a report.
+
+pub mod backup;
+pub mod check;
+pub mod dump;
+pub mod error;
+pub mod generate;
+pub mod keys;
+pub mod look;
+pub mod progress;
+pub mod restore;
+pub mod tag;
+
+pub use error::OpError;
+pub use progress::Progress;

@@ -1,3 +1,15 @@
-//! The repository: the format over a store.
+//! The repository: the format over a store. Opening, reading, writing packs, sessions and snapshots.
 
+pub mod error;
 pub mod index;
+pub mod locate;
+pub mod lock;
+pub mod open;
+pub mod pack_writer;
+pub mod reader;
+pub mod session;
+pub mod snapshots;
+pub mod sync;
+
+pub use error::RepoError;
+pub use open::Repo;

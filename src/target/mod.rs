@@ -1,3 +1,5 @@
 //! Where restored data goes.
 
 pub mod files;
+
+pub use files::TargetError;

@@ -1,1 +1,9 @@
-fn main(){}
+//! Tests that need the whole crate or a server.
+
+mod cli;
+mod contract;
+mod damage;
+mod fault;
+mod story;
+mod tidy;
+mod vectors;

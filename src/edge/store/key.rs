@@ -1,4 +1,5 @@
-//! Store keys and prefixes, valid by construction: `[0-9a-z-]` components joined by `/`.
+//! Store keys and prefixes, valid by construction: `[0-9a-z._-]` components joined by `/`, none of them `.` or `..`
+//! (`.` and `_` come from hold names; format-spec, "Object names").
 
 /// Name of an object relative to the repository root.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -8,10 +9,15 @@ pub struct StoreKey(String);
 #[derive(Clone, PartialEq, Eq)]
 pub struct Prefix(String);
 
-/// Whether every component is made of `[0-9a-z-]`, none is empty, and the whole is not too long for any store.
+/// Whether every component is made of `[0-9a-z._-]`, none is empty, `.` or `..`, and the whole is not too long for any store.
 fn valid(text: &str) -> bool {
     text.len() <= 512
-        && text.split('/').all(|part| !part.is_empty() && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-')))
+        && text.split('/').all(|part| {
+            !matches!(part, "" | "." | "..")
+                && part
+                    .bytes()
+                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'-' | b'_' | b'.'))
+        })
 }
 
 impl StoreKey {
@@ -20,7 +26,9 @@ impl StoreKey {
         let text = text.into();
         valid(&text).then_some(StoreKey(text))
     }
-    pub fn as_str(&self) -> &str { &self.0 }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl Prefix {
@@ -30,10 +38,56 @@ impl Prefix {
         let body = text.strip_suffix('/').unwrap_or(&text);
         (text.is_empty() || valid(body)).then_some(Prefix(text))
     }
-    pub fn as_str(&self) -> &str { &self.0 }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
-impl std::fmt::Display for StoreKey { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) } }
-impl std::fmt::Debug for StoreKey { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) } }
-impl std::fmt::Display for Prefix { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) } }
-impl std::fmt::Debug for Prefix { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) } }
+impl std::fmt::Display for StoreKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::fmt::Debug for StoreKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_never_leaves_the_repository() {
+        for good in ["data/00/ab-cd", "hold/00/keep_2026.q3", "config/00000000", "a"] {
+            assert!(StoreKey::new(good).is_some(), "{good}");
+        }
+        for bad in [
+            "", "/", "/a", "a/", "a//b", "..", "a/../b", "./a", "A", "a b", "a\\b", "ä", "a\0",
+        ] {
+            assert!(StoreKey::new(bad).is_none(), "{bad:?}");
+        }
+        assert!(StoreKey::new("a".repeat(513)).is_none());
+    }
+
+    #[test]
+    fn a_prefix_may_end_in_a_slash_but_not_climb() {
+        for good in ["", "idx/", "idx/0-1a2b", "a"] {
+            assert!(Prefix::new(good).is_some(), "{good}");
+        }
+        for bad in ["/", "a//", "../", "a/..", "/a"] {
+            assert!(Prefix::new(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,5 +1,8 @@
 //! Named bytes somewhere: the store contract. Every store and wrapper passes `contract.rs`.
 
+#[cfg(feature = "testing")]
+pub mod contract;
+pub mod counting;
 pub mod key;
 pub mod local;
 pub mod location;
@@ -7,9 +10,6 @@ pub mod memory;
 pub mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
-#[cfg(feature = "testing")]
-pub mod contract;
-pub mod counting;
 
 pub use key::{Prefix, StoreKey};
 
@@ -29,20 +29,44 @@ pub enum Created {
 
 /// One row of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed { pub key: StoreKey, pub size: u64, pub modified: Option<Timestamp> }
+pub struct Listed {
+    pub key: StoreKey,
+    pub size: u64,
+    pub modified: Option<Timestamp>,
+}
 
 /// Size and store time of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat { pub size: u64, pub modified: Option<Timestamp> }
+pub struct Stat {
+    pub size: u64,
+    pub modified: Option<Timestamp>,
+}
 
 /// Which bytes of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part { Whole, Range(Range<u64>), /// The last n bytes (all of a shorter object).
-    Suffix(u64) }
+pub enum Part {
+    Whole,
+    Range(Range<u64>),
+    /// The last n bytes (all of a shorter object).
+    Suffix(u64),
+}
+
+/// What has arrived of a part so far. An attempt that breaks off leaves it to the next one.
+#[derive(Debug, Default)]
+pub struct Partial {
+    /// The bytes, from the part's beginning.
+    pub bytes: Vec<u8>,
+    /// Where in the object the part begins and ends, and which version of the object it is; known after the first answer.
+    pub place: Option<(Range<u64>, String)>,
+}
 
 /// What a store was seen to do (probe).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Abilities { pub conditional_create: bool, pub verifies_checksums: bool, pub strong_listing: bool }
+pub struct Abilities {
+    pub conditional_create: bool,
+    pub verifies_checksums: bool,
+    pub strong_listing: bool,
+}
 
 /// Why a store call failed.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +105,31 @@ pub enum Failure {
     Cancelled,
 }
 
+impl StoreError {
+    /// Makes an error without hint or source.
+    pub fn new(what: &'static str, object: impl ToString, class: Failure) -> StoreError {
+        StoreError {
+            what,
+            object: object.to_string(),
+            class,
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// Adds the next step for the person who reads it.
+    pub fn with_hint(mut self, hint: impl Into<String>) -> StoreError {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what lies below.
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+        self.source = Some(source.into());
+        self
+    }
+}
+
 impl Explain for StoreError {
     fn kind(&self) -> Kind {
         match self.class {
@@ -89,7 +138,9 @@ impl Explain for StoreError {
             _ => Kind::Unavailable,
         }
     }
-    fn hint(&self) -> Option<String> { self.hint.clone() }
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
 }
 
 /// Named, write-once bytes. Calls block; every implementation may be used from many threads at once.
@@ -104,8 +155,28 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         buffer.copy_from_slice(&bytes);
         Ok(())
     }
-    /// Calls `each` for every object whose key starts with `prefix`, keys strictly ascending.
+    /// Reads on where `partial` stands, until it holds the whole part. After a failure it holds what has arrived, and a
+    /// further call goes on from there.
+    fn read_on(&self, key: &StoreKey, part: &Part, partial: &mut Partial) -> Result<(), StoreError> {
+        partial.bytes = self.read(key, part.clone())?.into();
+        Ok(())
+    }
+    /// Calls `each` for every object whose key starts with `prefix`, keys strictly ascending. Names that are no keys are
+    /// left out, and so are the files under `tmp/` unless the prefix asks for them.
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError>;
+    /// As `list`, but only keys after `after`: how a broken listing is taken up again without starting over.
+    fn list_after(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Listed),
+    ) -> Result<(), StoreError> {
+        self.list(prefix, &mut |row| {
+            if after.is_none_or(|after| row.key > *after) {
+                each(row)
+            }
+        })
+    }
     fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError>;
     /// Deletes objects; absent ones are fine.
     fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError>;
@@ -116,7 +187,79 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// How the user addressed it, without secrets.
     fn location(&self) -> String;
     /// Where exact ranges leak nothing and cost nothing (local disks): reads need not be aligned.
-    fn is_local(&self) -> bool { false }
+    fn is_local(&self) -> bool {
+        false
+    }
     /// Requests so far, where they are counted.
-    fn requests(&self) -> u64 { 0 }
+    fn requests(&self) -> u64 {
+        0
+    }
+}
+
+impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
+    fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
+        (**self).create(key, body)
+    }
+    fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
+        (**self).read(key, part)
+    }
+    fn read_into(&self, key: &StoreKey, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        (**self).read_into(key, offset, buffer)
+    }
+    fn read_on(&self, key: &StoreKey, part: &Part, partial: &mut Partial) -> Result<(), StoreError> {
+        (**self).read_on(key, part, partial)
+    }
+    fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
+        (**self).list(prefix, each)
+    }
+    fn list_after(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Listed),
+    ) -> Result<(), StoreError> {
+        (**self).list_after(prefix, after, each)
+    }
+    fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError> {
+        (**self).stat(key)
+    }
+    fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
+        (**self).remove(keys)
+    }
+    fn prepare(&self) -> Result<(), StoreError> {
+        (**self).prepare()
+    }
+    fn probe(&self) -> Result<Abilities, StoreError> {
+        (**self).probe()
+    }
+    fn location(&self) -> String {
+        (**self).location()
+    }
+    fn is_local(&self) -> bool {
+        (**self).is_local()
+    }
+    fn requests(&self) -> u64 {
+        (**self).requests()
+    }
+}
+
+/// The error of every store for an object without bytes: all of ours end in hashes, so an empty one is a mistake.
+fn refuse_empty(key: &StoreKey, body: &Bytes) -> Result<(), StoreError> {
+    if body.is_empty() {
+        return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("an object is never empty"));
+    }
+    Ok(())
+}
+
+/// A random name for a file or object that is only being tried out or written.
+fn random_name() -> Result<String, StoreError> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| StoreError::new("writing", "tmp", Failure::Permanent).caused_by(error.to_string()))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A fresh key `tmp/probe-<random>`.
+fn probe_key() -> Result<StoreKey, StoreError> {
+    Ok(StoreKey::new(format!("tmp/probe-{}", random_name()?)).expect("hexadecimal digits make a key"))
 }

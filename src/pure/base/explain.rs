@@ -1,6 +1,6 @@
 //! What an error means to the person who meets it: its kind (and so the exit code), and the next step.
 
-/// The kinds of failure that a caller can tell apart. Each has its own exit code (`cli.md`, "Exit codes").
+/// The kinds of failure that a caller can tell apart. Each has its own exit code (`larder --help`, and docs/adr/0006-error-kinds-and-exit-codes.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Wrong use or configuration.

@@ -20,7 +20,9 @@ pub fn format_bytes(bytes: u64) -> String {
 /// Parses `1500`, `64K`, `1.5GiB`, `10 MB`; units are binary whether or not an `i` is written. Returns `None` for anything else.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1u64,

@@ -1,15 +1,46 @@
 //! The secrets of each epoch and the keys derived from them (format-spec chapter 2).
+//!
+//! Everything is derived once, when the ring is made, so that the hot paths (ids, sealing) look a key up and no more.
 
-use super::{BlobKey, CannotOpen, Secret, Slot};
+use super::slot::METHOD_SYMMETRIC;
+use super::{BlobKey, CannotOpen, Sealer, Secret, Slot, derive, keyed_hash};
+use crate::pure::crypto::gear;
 use crate::pure::id::{ChunkId, RepoId};
+use zeroize::Zeroize;
 
 /// The two blob domains; each session draws an independent key for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Domain { Data = 1, Meta = 2 }
+pub enum Domain {
+    Data = 1,
+    Meta = 2,
+}
 
 /// Classes of sealed objects with a key of their own under S_idx.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ObjectClass { Run, Outcome, Session, Gc, Drop, Hold, Attest, Trailer }
+pub enum ObjectClass {
+    Run,
+    Outcome,
+    Session,
+    Gc,
+    Drop,
+    Hold,
+    Attest,
+    Trailer,
+}
+
+impl ObjectClass {
+    /// In the order of the variants, so that a class is an index.
+    const CONTEXTS: [&'static str; 8] = [
+        "larder v1 object run",
+        "larder v1 object outcome",
+        "larder v1 object session",
+        "larder v1 object gc",
+        "larder v1 object drop",
+        "larder v1 object hold",
+        "larder v1 object attest",
+        "larder v1 object trailer",
+    ];
+}
 
 /// The seven secrets of an epoch, as far as the holder has them.
 #[derive(Clone, Debug)]
@@ -40,27 +71,361 @@ pub enum MissingKey {
 }
 
 /// Every derived key that a holder has. Cheap to share (`Arc`), wiped on drop.
-pub struct KeyRing { _private: () }
+pub struct KeyRing {
+    repo: RepoId,
+    /// Where in `epochs` the current one is.
+    current: usize,
+    /// Sorted by number, each once.
+    epochs: Vec<Epoch>,
+    gear: Option<Box<[u64; 256]>>,
+}
+
+/// The derived keys of one epoch.
+struct Epoch {
+    number: u32,
+    id_data: Option<Secret>,
+    id_meta: Option<Secret>,
+    split: Option<Secret>,
+    objects: Option<[Secret; 8]>,
+    kek_data: Option<Secret>,
+    kek_meta: Option<Secret>,
+}
+
+impl Epoch {
+    fn new(repo: &RepoId, secrets: &EpochSecrets) -> Epoch {
+        let derived = |secret: &Option<Secret>, context: &str| {
+            secret
+                .as_ref()
+                .map(|secret| derive(context, &[secret.expose(), repo.as_bytes()]))
+        };
+        Epoch {
+            number: secrets.epoch,
+            id_data: derived(&secrets.id, "larder v1 chunk-id data"),
+            id_meta: derived(&secrets.id, "larder v1 chunk-id meta").or_else(|| secrets.id_meta.clone()),
+            split: derived(&secrets.split, "larder v1 tree split"),
+            objects: secrets
+                .idx
+                .as_ref()
+                .map(|idx| ObjectClass::CONTEXTS.map(|context| derive(context, &[idx.expose(), repo.as_bytes()]))),
+            kek_data: derived(&secrets.data, "larder v1 slot kek data"),
+            kek_meta: derived(&secrets.meta, "larder v1 slot kek meta"),
+        }
+    }
+
+    fn have<'a>(&self, key: &'a Option<Secret>, secret: &'static str) -> Result<&'a Secret, MissingKey> {
+        key.as_ref().ok_or(MissingKey::Secret {
+            epoch: self.number,
+            secret,
+        })
+    }
+
+    fn kek(&self, domain: Domain) -> Result<&Secret, MissingKey> {
+        match domain {
+            Domain::Data => self.have(&self.kek_data, "data"),
+            Domain::Meta => self.have(&self.kek_meta, "metadata"),
+        }
+    }
+}
 
 impl KeyRing {
     /// Derives the keys of each epoch; `current` is the epoch for new objects.
-    pub fn new(_repo: RepoId, _epochs: Vec<EpochSecrets>, _current: u32) -> Result<KeyRing, MissingKey> { todo!() }
-    pub fn repo(&self) -> &RepoId { todo!() }
-    pub fn current_epoch(&self) -> u32 { todo!() }
+    ///
+    /// # Errors
+    /// [`MissingKey::Secret`] when nothing is held of the current epoch.
+    pub fn new(repo: RepoId, epochs: Vec<EpochSecrets>, current: u32) -> Result<KeyRing, MissingKey> {
+        let mut derived: Vec<Epoch> = epochs.iter().map(|secrets| Epoch::new(&repo, secrets)).collect();
+        // A grant lists each epoch once (its decoder checks that); should a caller repeat one, the first stays.
+        derived.sort_by_key(|epoch| epoch.number);
+        derived.dedup_by_key(|epoch| epoch.number);
+        let index = derived
+            .binary_search_by_key(&current, |epoch| epoch.number)
+            .map_err(|_| MissingKey::Secret {
+                epoch: current,
+                secret: "index",
+            })?;
+        let gear = epochs
+            .iter()
+            .find(|secrets| secrets.epoch == current)
+            .and_then(|secrets| secrets.cdc.as_ref())
+            .map(|cdc| gear::table(cdc, &repo));
+        Ok(KeyRing {
+            repo,
+            current: index,
+            epochs: derived,
+            gear,
+        })
+    }
+
+    /// Returns the repository that the keys are for.
+    pub fn repo(&self) -> &RepoId {
+        &self.repo
+    }
+
+    /// Returns the epoch for new objects.
+    pub fn current_epoch(&self) -> u32 {
+        self.current().number
+    }
+
     /// Keyed id of data plaintext under the current epoch.
-    pub fn data_id(&self, _raw: &[u8]) -> Result<ChunkId, MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// A maintainer cannot compute ids of data.
+    pub fn data_id(&self, raw: &[u8]) -> Result<ChunkId, MissingKey> {
+        let epoch = self.current();
+        Ok(ChunkId(keyed_hash(epoch.have(&epoch.id_data, "data id")?, &[raw])))
+    }
+
     /// Keyed id of a node, list node or manifest.
-    pub fn meta_id(&self, _raw: &[u8]) -> Result<ChunkId, MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// When neither S_id nor K_id_meta is held.
+    pub fn meta_id(&self, raw: &[u8]) -> Result<ChunkId, MissingKey> {
+        let epoch = self.current();
+        Ok(ChunkId(keyed_hash(epoch.have(&epoch.id_meta, "metadata id")?, &[raw])))
+    }
+
+    /// Keyed id of plaintext under an epoch: what a blob that was sealed in that epoch must have.
+    ///
+    /// # Errors
+    /// When the epoch is not held, or its secret for ids of that domain.
+    pub fn id_in(&self, epoch: u32, domain: Domain, raw: &[u8]) -> Result<ChunkId, MissingKey> {
+        let (key, secret): (fn(&Epoch) -> &Option<Secret>, _) = match domain {
+            Domain::Data => (|epoch| &epoch.id_data, "data id"),
+            Domain::Meta => (|epoch| &epoch.id_meta, "metadata id"),
+        };
+        let epoch = self.epoch(epoch).ok_or(MissingKey::Secret { epoch, secret })?;
+        Ok(ChunkId(keyed_hash(epoch.have(key(epoch), secret)?, &[raw])))
+    }
+
     /// Key of a class of objects.
-    pub fn object_key(&self, _epoch: u32, _class: ObjectClass) -> Result<&Secret, MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// When S_idx of that epoch is not held.
+    pub fn object_key(&self, epoch: u32, class: ObjectClass) -> Result<&Secret, MissingKey> {
+        match self.epoch(epoch).and_then(|epoch| epoch.objects.as_ref()) {
+            Some(keys) => Ok(&keys[class as usize]),
+            None => Err(MissingKey::Secret { epoch, secret: "index" }),
+        }
+    }
+
     /// `K_split`.
-    pub fn split_key(&self) -> Result<&Secret, MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// When S_split is not held.
+    pub fn split_key(&self) -> Result<&Secret, MissingKey> {
+        let epoch = self.current();
+        epoch.have(&epoch.split, "tree split")
+    }
+
     /// The gear table (format-spec chapter on chunking).
-    pub fn gear(&self) -> Result<&[u64; 256], MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// When S_cdc is not held.
+    pub fn gear(&self) -> Result<&[u64; 256], MissingKey> {
+        self.gear.as_deref().ok_or(MissingKey::Secret {
+            epoch: self.current_epoch(),
+            secret: "chunk boundary",
+        })
+    }
+
     /// Wraps a session key by method 1 in the current epoch. `salt` is 32 random bytes.
-    pub fn wrap_session_key(&self, _domain: Domain, _session_key: &Secret, _salt: &[u8; 32]) -> Result<Slot, MissingKey> { todo!() }
+    ///
+    /// # Errors
+    /// When the domain's secret is not held.
+    pub fn wrap_session_key(&self, domain: Domain, session_key: &Secret, salt: &[u8; 32]) -> Result<Slot, MissingKey> {
+        let epoch = self.current();
+        Ok(Slot::wrap(
+            domain,
+            epoch.number,
+            epoch.kek(domain)?,
+            &self.repo,
+            session_key,
+            salt,
+        ))
+    }
+
     /// Opens a slot and derives its blob key.
-    pub fn open_slot(&self, _slot: &Slot) -> Result<(Domain, BlobKey), MissingKey> { todo!() }
-    /// Derives the blob key of a session key that the caller still holds.
-    pub fn blob_key(&self, _domain: Domain, _session_key: &Secret) -> BlobKey { todo!() }
+    ///
+    /// # Errors
+    /// When the slot is of another method, malformed, does not open, or its secret is not held.
+    pub fn open_slot(&self, slot: &Slot) -> Result<(Domain, BlobKey), MissingKey> {
+        if slot.method() != METHOD_SYMMETRIC {
+            return Err(MissingKey::Method { method: slot.method() });
+        }
+        let domain = slot.domain().ok_or(MissingKey::Malformed)?;
+        if slot.keyset() != 0 {
+            return Err(MissingKey::Malformed);
+        }
+        let secret = match domain {
+            Domain::Data => "data",
+            Domain::Meta => "metadata",
+        };
+        let epoch = self.epoch(slot.epoch()).ok_or(MissingKey::Secret {
+            epoch: slot.epoch(),
+            secret,
+        })?;
+        let session_key = slot.unwrap(epoch.kek(domain)?, &self.repo)?;
+        Ok((domain, self.blob_key_of(domain, epoch.number, &session_key)))
+    }
+
+    /// Derives the blob key of a session key of the current epoch that the caller still holds.
+    pub fn blob_key(&self, domain: Domain, session_key: &Secret) -> BlobKey {
+        self.blob_key_of(domain, self.current_epoch(), session_key)
+    }
+
+    fn blob_key_of(&self, domain: Domain, epoch: u32, session_key: &Secret) -> BlobKey {
+        let context = match domain {
+            Domain::Data => "larder v1 blob data",
+            Domain::Meta => "larder v1 blob meta",
+        };
+        let key = derive(context, &[session_key.expose(), self.repo.as_bytes()]);
+        BlobKey {
+            domain,
+            epoch,
+            sealer: Sealer::new(&key),
+        }
+    }
+
+    fn current(&self) -> &Epoch {
+        &self.epochs[self.current]
+    }
+
+    fn epoch(&self, number: u32) -> Option<&Epoch> {
+        let index = self.epochs.binary_search_by_key(&number, |epoch| epoch.number).ok()?;
+        Some(&self.epochs[index])
+    }
+}
+
+impl Drop for KeyRing {
+    fn drop(&mut self) {
+        if let Some(gear) = &mut self.gear {
+            gear.zeroize();
+        }
+    }
+}
+
+impl std::fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeyRing({}, epoch {})", self.repo, self.current_epoch())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vectors::*;
+    use super::*;
+
+    fn id(text: &str) -> ChunkId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ids_are_the_published_ones() {
+        let keys = keys();
+        let of_data = |raw: &[u8]| keys.data_id(raw).unwrap();
+        assert_eq!(
+            of_data(b""),
+            id("1346f89bc259b5af8d37cf955bf145ae8f632b905b25298bc3f7735b419ce115")
+        );
+        assert_eq!(
+            of_data(b"hello larder\n"),
+            id("51e127b02157b1f6c3ad810fb059de7bca8543da0b44511658ce651811bfe5ed")
+        );
+        assert_eq!(
+            of_data(&[0; 1 << 20]),
+            id("68bd2442dd740143e6a4b71d6436e900cb907a9d01eb15711a4842b40757d31d")
+        );
+        assert_eq!(
+            keys.meta_id(b"hello larder\n").unwrap(),
+            id("b0a375b3208136a11613bdcf2bddfc14be8ecd124a96893f587ce3cf792f99ab")
+        );
+    }
+
+    #[test]
+    fn split_key_gives_the_published_boundary_hash() {
+        let hash = keyed_hash(keys().split_key().unwrap(), &[&[0], &hex("0061")]);
+        assert_eq!(u64::from_le_bytes(hash[..8].try_into().unwrap()), 0x7a8f_8ccc_65f9_8c41);
+    }
+
+    #[test]
+    fn a_holder_can_do_what_its_secrets_allow_and_nothing_else() {
+        // A maintainer: S_idx, S_meta and K_id_meta.
+        let id_meta = hex("771a1cedc1fdb8de66ec1fab17203cb8611f53ed60ac2367d0cfb3dff53adcc3");
+        let mut held = secrets(3);
+        held.id = None;
+        held.cdc = None;
+        held.split = None;
+        held.data = None;
+        held.psk = None;
+        held.id_meta = Secret::from_slice(&id_meta);
+        let keys = KeyRing::new(REPO, vec![held], 3).unwrap();
+        assert_eq!(
+            keys.meta_id(b"hello larder\n").unwrap(),
+            id("b0a375b3208136a11613bdcf2bddfc14be8ecd124a96893f587ce3cf792f99ab")
+        );
+        let lacks = |secret| Some(MissingKey::Secret { epoch: 3, secret });
+        assert_eq!(keys.data_id(b"x").err(), lacks("data id"));
+        assert_eq!(keys.gear().err(), lacks("chunk boundary"));
+        assert_eq!(keys.split_key().err(), lacks("tree split"));
+        let session_key = session_key_data();
+        assert_eq!(
+            keys.wrap_session_key(Domain::Data, &session_key, &[0; 32]).err(),
+            lacks("data")
+        );
+        let slot = keys.wrap_session_key(Domain::Meta, &session_key, &[0; 32]).unwrap();
+        assert_eq!(slot.epoch(), 3);
+        assert!(keys.open_slot(&slot).is_ok());
+        assert!(keys.object_key(3, ObjectClass::Trailer).is_ok());
+        assert_eq!(
+            keys.object_key(2, ObjectClass::Trailer).err(),
+            Some(MissingKey::Secret {
+                epoch: 2,
+                secret: "index"
+            })
+        );
+    }
+
+    #[test]
+    fn old_epochs_stay_readable_and_new_objects_use_the_current_one() {
+        let mut second = secrets(2);
+        second.data = Some(Secret::new([66; 32]));
+        second.idx = Some(Secret::new([44; 32]));
+        let before = keys()
+            .wrap_session_key(Domain::Data, &session_key_data(), &[7; 32])
+            .unwrap();
+        let keys = KeyRing::new(REPO, vec![second, secrets(1)], 2).unwrap();
+        assert!(keys.open_slot(&before).is_ok());
+        let after = keys
+            .wrap_session_key(Domain::Data, &session_key_data(), &[7; 32])
+            .unwrap();
+        assert_eq!((before.epoch(), after.epoch()), (1, 2));
+        assert!(keys.open_slot(&after).is_ok());
+        assert_ne!(
+            keys.object_key(1, ObjectClass::Run),
+            keys.object_key(2, ObjectClass::Run)
+        );
+        assert!(KeyRing::new(REPO, vec![secrets(1)], 2).is_err());
+    }
+
+    #[test]
+    fn every_class_has_a_key_of_its_own() {
+        let keys = keys();
+        let classes = [
+            ObjectClass::Run,
+            ObjectClass::Outcome,
+            ObjectClass::Session,
+            ObjectClass::Gc,
+            ObjectClass::Drop,
+            ObjectClass::Hold,
+            ObjectClass::Attest,
+            ObjectClass::Trailer,
+        ];
+        let mut seen: Vec<[u8; 32]> = classes
+            .iter()
+            .map(|class| *keys.object_key(1, *class).unwrap().expose())
+            .collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), classes.len());
+    }
 }

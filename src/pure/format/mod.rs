@@ -18,6 +18,7 @@ pub mod pack;
 pub mod protector;
 pub mod run;
 pub mod session;
+pub mod signed;
 
 pub use codec::Malformed;
 

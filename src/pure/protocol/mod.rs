@@ -1,1 +1,4 @@
-//! The protocol as state machines without IO (format-spec chapter on concurrency): `step(state, event) -> actions`.
+//! The protocol as state machines without IO (format-spec chapter on concurrency): `step(event) -> action`. The same code
+//! runs in production, in the simulator and in the model checker.
+
+pub mod backup;

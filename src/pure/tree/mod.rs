@@ -3,4 +3,5 @@
 pub mod build;
 pub mod key;
 pub mod list;
+pub mod rules;
 pub mod walk;

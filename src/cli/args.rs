@@ -1,0 +1,557 @@
+//! What can be written on the command line, and the help.
+
+use super::names::{parse_duration, parse_size};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Layout of the help for the whole program: commands by task, then examples.
+const HELP: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Set up:
+  repo init           make a repository
+  repo key            passwords and key files that open it
+  completions, man    for the shell and for reading
+
+Every night:
+  backup              back up files, standard input or the output of a command
+  snapshot list       what there is
+
+Get data back:
+  restore             files into a directory
+  dump                one file, or a tar archive, to standard output
+  ls, find            look into snapshots
+  diff                what changed between two snapshots
+  snapshot show       everything about one
+
+Keep it healthy:
+  repo check          audit the repository
+  repo info, stats    format and keys; sizes
+
+Options:
+{options}
+{after-help}";
+
+const EXAMPLES: &str = "\
+Examples:
+  export LARDER_REPO=/mnt/disk/backup
+  larder repo init
+  larder backup /home /etc --exclude '*.tmp'
+  pg_dump shop | larder backup --stdin --name shop.sql
+  larder backup --exec --name shop.sql -- pg_dump shop
+  larder snapshot list
+  larder restore latest:/home/anna/letters --target /tmp/letters
+  larder repo check --read-data-subset 5%
+
+SNAPSHOT is the beginning of an id, `latest`, `latest:SOURCE-NAME`, or `@2026-11-20T03:00Z` (the newest at or before then).
+
+Exit codes: 0 done in full, 1 wrong use, 2 busy, 3 some of the source could not be read, 4 damage, 5 repository or target
+unavailable, 6 wrong key, 7 tampering or a gap in history, 8 internal error, 9 refused, 75 time limit, 130 interrupted.";
+
+const SNAPSHOT_HELP: &str = "\
+SNAPSHOT is the beginning of an id, `latest`, `latest:SOURCE-NAME`, or `@TIME` (2026-11-20T03:00Z, or local time without the Z, or
+a date): the newest at or before then. With `:PATH` after it, a place in the snapshot. A path after `latest`, `latest:NAME` or
+`@TIME` begins with a slash; what follows `latest:` without one is the name of a source.";
+
+/// Encrypted, deduplicated backups on disks and S3.
+#[derive(Debug, Parser)]
+#[command(
+    name = "larder",
+    version,
+    about = "larder keeps encrypted, deduplicated backups on disks and S3.",
+    help_template = HELP,
+    after_help = EXAMPLES,
+    max_term_width = 120,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command. Those with an environment variable are completed by `env`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Globals {
+    /// Repository: a path, file:///path or s3://bucket/prefix [env: LARDER_REPO]
+    #[arg(short, long, global = true, value_name = "REPO", value_hint = ValueHint::AnyPath, help_heading = "Repository")]
+    pub repo: Option<OsString>,
+    /// File whose first line is the password [env: LARDER_PASSWORD_FILE; the password itself: LARDER_PASSWORD]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Repository")]
+    pub password_file: Option<PathBuf>,
+    /// Shell command that prints the password [env: LARDER_PASSWORD_COMMAND]
+    #[arg(
+        long,
+        global = true,
+        value_name = "COMMAND",
+        conflicts_with = "password_file",
+        help_heading = "Repository"
+    )]
+    pub password_command: Option<String>,
+    /// Key file to open the repository with, instead of a password [env: LARDER_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["password_file", "password_command"],
+          value_hint = ValueHint::FilePath, help_heading = "Repository")]
+    pub key_file: Option<PathBuf>,
+    /// Where the disposable local index is kept [env: LARDER_CACHE_DIR] [default: ~/.cache/larder]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Repository")]
+    pub cache_dir: Option<PathBuf>,
+    /// How much of the snapshots' trees the cache may keep [default: 512M]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Repository")]
+    pub cache_size: Option<u64>,
+    /// Configuration file [env: LARDER_CONFIG] [default: ~/.config/larder/config.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Repository")]
+    pub config: Option<PathBuf>,
+    /// Profile of the configuration file [env: LARDER_PROFILE] [default: default]
+    #[arg(short, long, global = true, value_name = "NAME", help_heading = "Repository")]
+    pub profile: Option<String>,
+    /// Address of an S3 service other than AWS [env: AWS_ENDPOINT_URL_S3]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Repository")]
+    pub s3_endpoint: Option<String>,
+    /// Address buckets as https://host/bucket [default: if there is an endpoint]
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          help_heading = "Repository")]
+    pub s3_path_style: Option<bool>,
+    /// Allow plain http to other machines: everything is encrypted, but credentials and names can be misused
+    #[arg(long, global = true, help_heading = "Repository")]
+    pub insecure_http: bool,
+    /// Print JSON: one object, or one for each line (see docs/json.md)
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+    /// Print a JSON object with the progress every second
+    #[arg(long, global = true, requires = "json", help_heading = "Output")]
+    pub json_progress: bool,
+    /// Print nothing but errors and what was asked for
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
+    /// Print more
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", help_heading = "Output")]
+    pub verbose: u8,
+    /// Draw no progress bar
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_progress: bool,
+    /// Requests to a remote store that may be under way at once
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    pub connections: Option<u16>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    pub threads: Option<u16>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make, look at, check and open a repository
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Repo(RepoCommand),
+    /// Back up files, standard input or the output of a command
+    Backup(BackupArgs),
+    /// Restore files into a directory
+    Restore(RestoreArgs),
+    /// Write one file, or a tar archive, to standard output
+    Dump(DumpArgs),
+    /// List what is in a snapshot
+    Ls(LsArgs),
+    /// Find files by name in all snapshots
+    Find(FindArgs),
+    /// Show what changed between two snapshots
+    Diff(DiffArgs),
+    /// List and show snapshots
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Snapshot(SnapshotCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  larder completions bash > /etc/bash_completion.d/larder")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of larder or of a command
+    #[command(after_help = "Example:\n  larder man backup | man -l -")]
+    Man {
+        /// Command, for instance: backup, or: repo check
+        command: Vec<String>,
+    },
+    /// For tests and benchmarks
+    #[command(subcommand, hide = true, subcommand_required = true)]
+    Debug(DebugCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DebugCommand {
+    /// Make a repository whose index knows many chunks that do not exist
+    GenerateRepo {
+        /// How many
+        #[arg(long, value_name = "N")]
+        chunks: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Make a repository
+    #[command(
+        after_help = "Examples:\n  larder -r /mnt/disk/backup repo init\n  larder -r s3://bucket/prefix repo init --new-key-file /home/ann/larder.key"
+    )]
+    Init(InitArgs),
+    /// Show format, keys and settings
+    Info,
+    /// Show sizes: of the data, of what is stored, for each source
+    Stats,
+    /// Check that everything is there and whole
+    #[command(
+        after_help = "Examples:\n  larder repo check\n  larder repo check --read-data\n  larder repo check --read-data-subset 5% --max-time 1h\n\n\
+Without --read-data, everything but the data itself is read: every object that is needed is there, opens, and agrees with the others.\n\
+What --read-data has verified is remembered on this machine; subsets by share or size begin with what was verified longest ago."
+    )]
+    Check(CheckArgs),
+    /// List, add and remove passwords and key files
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Key(KeyCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Make a key file and use it instead of a password
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub new_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Read and verify all data
+    #[arg(long)]
+    pub read_data: bool,
+    /// Read and verify some data: 5% or 10G of what was verified longest ago, or part 2/7 of everything
+    #[arg(long, value_name = "5%|N/M|SIZE", conflicts_with = "read_data")]
+    pub read_data_subset: Option<String>,
+    /// Start reading no further pack after this long, and exit 75 if some are left; implies --read-data
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub max_time: Option<Duration>,
+    /// Skip packs that were verified more recently than this; implies --read-data
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub max_age: Option<Duration>,
+    /// Check only what this snapshot needs
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List what opens the repository
+    List,
+    /// Add a password or a key file for the same key
+    #[command(
+        after_help = "Examples:\n  larder repo key add\n  larder repo key add --new-password-file /home/ann/second --hint 'in the safe'\n  larder repo key add --new-key-file /home/ann/larder.key"
+    )]
+    Add(KeyAddArgs),
+    /// Remove a password or key file
+    Remove(KeyRemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KeyAddArgs {
+    /// File whose first line is the new password [default: ask]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub new_password_file: Option<PathBuf>,
+    /// Make a key file and add it
+    #[arg(long, value_name = "FILE", conflicts_with = "new_password_file", value_hint = ValueHint::FilePath)]
+    pub new_key_file: Option<PathBuf>,
+    /// Words that remind of which one it is; everybody who can read the repository's storage can read them
+    #[arg(long, value_name = "TEXT")]
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyRemoveArgs {
+    /// Number, from `repo key list`
+    pub number: u32,
+    /// Remove it although it is the one in use
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  larder backup /home /etc --exclude '*.tmp' --exclude-caches --tag machine=web1
+  pg_dump shop | larder backup --stdin --name shop.sql
+  larder backup --exec --name shop.sql -- pg_dump shop
+
+Patterns are those of .gitignore: `*.tmp` anywhere, `/home/*/.cache` from the root on, `build/` only directories, `!keep.tmp` takes back.
+Files that did not change since the last snapshot of the same source are not read. The repository and the cache are left out.")]
+pub struct BackupArgs {
+    /// Files and directories
+    #[arg(value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
+    pub sources: Vec<OsString>,
+    /// Back up standard input
+    #[arg(long, requires = "name", conflicts_with_all = ["sources", "exec"])]
+    pub stdin: bool,
+    /// Back up the output of the command after `--`; no snapshot unless it exits with 0
+    #[arg(long, requires = "name", conflicts_with = "sources")]
+    pub exec: bool,
+    /// Name of the source, under which its snapshots belong together; with --stdin and --exec also of the file [default: the paths]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Leave out what matches
+    #[arg(short, long, value_name = "PATTERN", help_heading = "Choice")]
+    pub exclude: Vec<OsString>,
+    /// Leave out what matches a line of a file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Choice")]
+    pub exclude_file: Vec<PathBuf>,
+    /// Leave out the content of directories with a CACHEDIR.TAG
+    #[arg(long, help_heading = "Choice")]
+    pub exclude_caches: bool,
+    /// Leave out larger files
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Choice")]
+    pub exclude_larger_than: Option<u64>,
+    /// Stay in the file systems of the sources
+    #[arg(short = 'x', long, help_heading = "Choice")]
+    pub one_file_system: bool,
+    /// Label the snapshot: KEY=VALUE or a word
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Host to store [default: this one]
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Compare with this snapshot [default: the newest of the same source]
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "force_rehash")]
+    pub parent: Option<String>,
+    /// Read every file, also those that seem unchanged
+    #[arg(long)]
+    pub force_rehash: bool,
+    /// Compression level of zstd, 1 to 19 [default: the repository's]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=19))]
+    pub compression_level: Option<u32>,
+    /// Say what would be read, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Command and arguments for --exec
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Narrows down which snapshots are meant.
+#[derive(Clone, Debug, Default, Args)]
+pub struct FilterArgs {
+    /// Only snapshots of this host
+    #[arg(long, value_name = "HOST", help_heading = "Which snapshots")]
+    pub host: Option<String>,
+    /// Only snapshots of the source with this name
+    #[arg(long, value_name = "NAME", help_heading = "Which snapshots")]
+    pub source: Option<String>,
+    /// Only snapshots with this tag; all of them if given several times
+    #[arg(long, value_name = "TAG", help_heading = "Which snapshots")]
+    pub tag: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct RestoreArgs {
+    /// Snapshot: everything under its full path. SNAPSHOT:PATH: the contents of that directory, or that file
+    #[arg(value_name = "SNAPSHOT[:PATH]")]
+    pub snapshot: OsString,
+    /// Directory to restore into; made if it is not there
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub target: PathBuf,
+    /// Restore only what matches
+    #[arg(short, long, value_name = "PATTERN")]
+    pub include: Vec<String>,
+    /// Leave out what matches
+    #[arg(short, long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Remove from the target what the snapshot does not have
+    #[arg(long)]
+    pub delete: bool,
+    /// What becomes of files that are there
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = OverwriteArg::IfChanged)]
+    pub overwrite: OverwriteArg,
+    /// Read everything back and compare
+    #[arg(long)]
+    pub verify: bool,
+    /// Say what would be restored, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do not restore owners
+    #[arg(long, help_heading = "Metadata")]
+    pub no_owner: bool,
+    /// Do not restore extended attributes, access lists and capabilities
+    #[arg(long, help_heading = "Metadata")]
+    pub no_xattrs: bool,
+    /// Do not restore device nodes
+    #[arg(long, help_heading = "Metadata")]
+    pub no_devices: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// What becomes of files that are in the target already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OverwriteArg {
+    /// They are written anew
+    Always,
+    /// They are compared, and written anew where they differ
+    IfChanged,
+    /// Those that are as new or newer are left alone
+    IfNewer,
+    /// They are left alone
+    Never,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct DumpArgs {
+    /// Snapshot
+    #[arg(value_name = "SNAPSHOT[:PATH]")]
+    pub snapshot: OsString,
+    /// Path of the file; with --archive of a file or directory [default then: everything]
+    pub path: Option<OsString>,
+    /// Write an archive
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub archive: Option<ArchiveArg>,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// Format of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArchiveArg {
+    Tar,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct LsArgs {
+    /// Snapshot, and a place in it
+    #[arg(value_name = "SNAPSHOT[:PATH]")]
+    pub snapshot: OsString,
+    /// Show mode, owner, size and time
+    #[arg(short, long)]
+    pub long: bool,
+    /// Everything below, too
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Patterns are those of .gitignore: `*.conf` and `passwd` match names, `/etc/*.conf` matches paths."
+)]
+pub struct FindArgs {
+    /// Pattern of the name, or of the path if there is a slash in it
+    pub pattern: OsString,
+    /// Look into this snapshot only
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<String>,
+    /// Only what was changed after this time
+    #[arg(long, value_name = "TIME")]
+    pub newer: Option<String>,
+    /// Show mode, owner, size and time
+    #[arg(short, long)]
+    pub long: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "+ added, - removed, M content changed, T type changed, U only metadata changed (with --metadata)"
+)]
+pub struct DiffArgs {
+    /// The older one
+    #[arg(value_name = "SNAPSHOT")]
+    pub old: String,
+    /// The newer one
+    #[arg(value_name = "SNAPSHOT")]
+    pub new: String,
+    /// Only what is at or below this path
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<OsString>,
+    /// Show what differs in metadata only
+    #[arg(long)]
+    pub metadata: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// List snapshots
+    List(ListArgs),
+    /// Show everything about a snapshot
+    #[command(after_help = SNAPSHOT_HELP)]
+    Show {
+        /// Snapshot
+        snapshot: String,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Add and remove tags; the snapshot gets a new id
+    Tag {
+        /// Snapshot
+        snapshot: String,
+        /// Tag to add
+        #[arg(long, value_name = "TAG")]
+        add: Vec<String>,
+        /// Tag to remove
+        #[arg(long, value_name = "TAG")]
+        remove: Vec<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Only those made at or after this time
+    #[arg(long, value_name = "TIME", help_heading = "Which snapshots")]
+    pub since: Option<String>,
+    /// Only those made at or before this time
+    #[arg(long, value_name = "TIME", help_heading = "Which snapshots")]
+    pub until: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_command() {
+        let help = Cli::command().render_help().to_string();
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+        {
+            let named = help
+                .lines()
+                .any(|line| line.starts_with("  ") && line.split([' ', ',']).any(|word| word == command.get_name()));
+            assert!(named, "{} is missing from the help", command.get_name());
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_an_argument() {
+        fn check(command: &clap::Command) {
+            assert!(
+                command
+                    .get_arguments()
+                    .all(|argument| argument.get_long() != Some("password"))
+            );
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

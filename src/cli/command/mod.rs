@@ -1,0 +1,42 @@
+//! One file for each command.
+
+mod backup;
+mod debug;
+mod diff;
+mod dump;
+mod entries;
+mod find;
+mod key;
+mod ls;
+mod repo;
+mod restore;
+mod shell;
+mod snapshot;
+
+use super::args::{Command, RepoCommand};
+use super::context::Context;
+use super::error::Failure;
+
+/// Runs a command.
+///
+/// # Errors
+/// When not everything that was asked for was done.
+pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Repo(RepoCommand::Init(args)) => repo::init(context, &args),
+        Command::Repo(RepoCommand::Info) => repo::info(context),
+        Command::Repo(RepoCommand::Stats) => repo::stats(context),
+        Command::Repo(RepoCommand::Check(args)) => repo::check(context, &args),
+        Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
+        Command::Backup(args) => backup::run(context, args),
+        Command::Restore(args) => restore::run(context, &args),
+        Command::Dump(args) => dump::run(context, &args),
+        Command::Ls(args) => ls::run(context, &args),
+        Command::Find(args) => find::run(context, &args),
+        Command::Diff(args) => diff::run(context, &args),
+        Command::Snapshot(command) => snapshot::run(context, command),
+        Command::Completions { shell } => shell::completions(context, shell),
+        Command::Man { command } => shell::man(context, &command),
+        Command::Debug(command) => debug::run(context, command),
+    }
+}

@@ -1,0 +1,314 @@
+//! `snapshot list`, `snapshot show`, `snapshot tag`.
+
+use crate::cli::args::{FilterArgs, ListArgs, SnapshotCommand};
+use crate::cli::context::Context;
+use crate::cli::error::Failure;
+use crate::cli::names::{DayEdge, local_time, rfc3339, time_argument, took};
+use crate::cli::output::{count, printable, put_path};
+use crate::pure::base::Kind;
+use crate::pure::base::size::format_bytes;
+use crate::pure::format::manifest::{RootKind, SourceProblem, Stats};
+use crate::pure::format::outcome::{OutcomeKind, flag};
+use crate::repo::snapshots::{HistoryState, Snapshot, short_id};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+pub fn run(context: &Context, command: SnapshotCommand) -> Result<(), Failure> {
+    match command {
+        SnapshotCommand::List(args) => list(context, &args),
+        SnapshotCommand::Show { snapshot, filter } => show(context, &snapshot, &filter),
+        SnapshotCommand::Tag {
+            snapshot,
+            add,
+            remove,
+            filter,
+        } => tag(context, &snapshot, &add, &remove, &filter),
+    }
+}
+
+fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
+    let since = args
+        .since
+        .as_deref()
+        .map(|text| time_argument(text, DayEdge::Start))
+        .transpose()?;
+    let until = args
+        .until
+        .as_deref()
+        .map(|text| time_argument(text, DayEdge::End))
+        .transpose()?;
+    let (repo, history) = context.repo_with_history()?;
+    let filter = args.filter.to_filter();
+    let mut snapshots = repo.snapshots()?;
+    snapshots.retain(|snapshot| {
+        let start = snapshot.manifest.start;
+        filter.accepts(snapshot) && since.is_none_or(|since| start >= since) && until.is_none_or(|until| start <= until)
+    });
+    let output = &context.output;
+    if output.json {
+        let rows: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
+        output.json(&json!({
+            "type": "snapshots", "version": 1, "snapshots": rows, "gaps": history.gaps,
+            "broken": history.broken.iter().map(|(name, error)| {
+                json!({"object": name, "problem": crate::ops::check::chain(error)})
+            }).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        table(context, &snapshots)?;
+    }
+    verdict(&history)
+}
+
+/// A list that is not the whole list must not look like one.
+fn verdict(history: &HistoryState) -> Result<(), Failure> {
+    if let Some(gap) = history.gaps.first() {
+        return Err(Failure::new(Kind::Tamper, format!("the list is not complete: {gap}")).with_hint(
+            "the listing is stale, or snapshots were removed by somebody who may not: compare with the store's own records",
+        ));
+    }
+    match history.broken.first() {
+        Some((_, error)) => {
+            use crate::pure::base::Explain;
+            let failure = Failure::new(
+                error.kind(),
+                format!(
+                    "{} cannot be used",
+                    count(history.broken.len() as u64, "snapshot", "snapshots")
+                ),
+            );
+            Err(failure.with_hint("see the warnings, and run `larder repo check`"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn table(context: &Context, snapshots: &[Snapshot]) -> Result<(), Failure> {
+    let output = &context.output;
+    if snapshots.is_empty() {
+        return output.say("no snapshots");
+    }
+    let rows: Vec<[String; 6]> = snapshots
+        .iter()
+        .map(|snapshot| {
+            let manifest = &snapshot.manifest;
+            let bytes = manifest
+                .roots
+                .iter()
+                .fold(0u64, |sum, root| sum.saturating_add(root.bytes));
+            let mut remarks: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
+            remarks.extend(state(snapshot).into_iter().map(|word| format!("({word})")));
+            [
+                short_id(&snapshot.id),
+                local_time(manifest.start),
+                printable(manifest.source.host.as_bytes()),
+                printable(manifest.source.label.as_bytes()),
+                format_bytes(bytes),
+                remarks.join(" "),
+            ]
+        })
+        .collect();
+    let heads = ["ID", "Time", "Host", "Source", "Size", "Tags"].map(str::to_owned);
+    let mut widths = [0; 6];
+    for row in rows.iter().chain([&heads]) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |row: &[String; 6]| {
+        let cells: Vec<String> = row
+            .iter()
+            .enumerate()
+            .map(|(at, cell)| match at {
+                4 => format!("{cell:>width$}", width = widths[at]),
+                _ => format!("{cell:<width$}", width = widths[at]),
+            })
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    output.say(line(&heads))?;
+    rows.iter().try_for_each(|row| output.line(line(row)))?;
+    output.say(count(snapshots.len() as u64, "snapshot", "snapshots"))
+}
+
+/// What is not ordinary about a snapshot, in words.
+fn state(snapshot: &Snapshot) -> Vec<&'static str> {
+    let mut words = Vec::new();
+    if snapshot.kind == OutcomeKind::Checkpoint {
+        words.push("checkpoint");
+    }
+    if snapshot.flags & flag::PARTIAL != 0 {
+        words.push("partial");
+    }
+    if snapshot.flags & flag::ERRORS != 0 {
+        words.push("incomplete");
+    }
+    words
+}
+
+fn stats_json(stats: &Stats) -> Value {
+    json!({
+        "files_new": stats.files_new, "files_changed": stats.files_changed, "files_unmodified": stats.files_unmodified,
+        "dirs": stats.dirs, "bytes_processed": stats.bytes_processed, "bytes_read": stats.bytes_read,
+        "bytes_new": stats.bytes_new, "bytes_stored": stats.bytes_stored, "packs_uploaded": stats.packs_uploaded,
+        "chunks_new": stats.chunks_new, "chunks_reused": stats.chunks_reused, "requests": stats.requests,
+    })
+}
+
+/// Makes the JSON objects of problems.
+pub fn problems_json(problems: &[SourceProblem]) -> Vec<Value> {
+    problems
+        .iter()
+        .map(|problem| {
+            let mut object = serde_json::Map::new();
+            put_path(&mut object, "path", &problem.path);
+            object.insert("code".into(), json!(problem.code));
+            object.insert("text".into(), json!(problem.text));
+            Value::Object(object)
+        })
+        .collect()
+}
+
+fn root_kind(kind: RootKind) -> &'static str {
+    match kind {
+        RootKind::Posix => "posix",
+        RootKind::ObjectMap => "objects",
+        RootKind::StreamSet => "streams",
+        RootKind::Windows => "windows",
+    }
+}
+
+fn snapshot_json(snapshot: &Snapshot) -> Value {
+    let manifest = &snapshot.manifest;
+    let roots: Vec<Value> = manifest
+        .roots
+        .iter()
+        .map(|root| {
+            let mut object = serde_json::Map::new();
+            put_path(&mut object, "path", &root.path);
+            object.insert("kind".into(), json!(root_kind(root.kind)));
+            object.insert("entries".into(), json!(root.entries));
+            object.insert("bytes".into(), json!(root.bytes));
+            Value::Object(object)
+        })
+        .collect();
+    json!({
+        "id": snapshot.id.to_string(),
+        "short_id": short_id(&snapshot.id),
+        "time": rfc3339(manifest.start),
+        "time_ns": manifest.start.0,
+        "end": rfc3339(manifest.end),
+        "host": manifest.source.host,
+        "user": manifest.source.user,
+        "source": manifest.source.label,
+        "roots": roots,
+        "tags": manifest.tags,
+        "flags": state(snapshot),
+        "kind": if snapshot.kind == OutcomeKind::Checkpoint { "checkpoint" } else { "commit" },
+        "parents": manifest.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "problems_total": manifest.problems_total,
+        "tool": manifest.tool,
+        "stats": stats_json(&manifest.stats),
+    })
+}
+
+fn tag(context: &Context, text: &str, add: &[String], remove: &[String], filter: &FilterArgs) -> Result<(), Failure> {
+    let (repo, _) = context.repo_with_history()?;
+    let snapshot = context.snapshot(&repo, text, filter)?;
+    let id = crate::ops::tag::run(&repo, &snapshot, add, remove)?;
+    if context.output.json {
+        return context.output.json(
+            &json!({"type": "tagged", "version": 1, "snapshot": id.to_string(), "was": snapshot.id.to_string()}),
+        );
+    }
+    if id == snapshot.id {
+        context
+            .output
+            .line(format!("snapshot {} has these tags already", short_id(&id)))
+    } else {
+        context
+            .output
+            .line(format!("snapshot {} is now {}", short_id(&snapshot.id), short_id(&id)))
+    }
+}
+
+fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failure> {
+    let (repo, _) = context.repo_with_history()?;
+    let snapshot = context.snapshot(&repo, text, filter)?;
+    let manifest = &snapshot.manifest;
+    let output = &context.output;
+    if output.json {
+        let mut object = snapshot_json(&snapshot);
+        object["type"] = json!("snapshot");
+        object["version"] = json!(1);
+        object["key_id"] = json!(snapshot.kid.to_string());
+        object["problems"] = Value::Array(problems_json(&manifest.problems));
+        return output.json(&object);
+    }
+    let length = u64::try_from(manifest.end.0.saturating_sub(manifest.start.0)).unwrap_or(0);
+    output.line(format!("snapshot  {}  ({})", snapshot.id, short_id(&snapshot.id)))?;
+    output.line(format!(
+        "time      {}, took {}",
+        local_time(manifest.start),
+        took(Duration::from_nanos(length))
+    ))?;
+    output.line(format!(
+        "source    {} on {}, by {}",
+        printable(manifest.source.label.as_bytes()),
+        printable(manifest.source.host.as_bytes()),
+        printable(manifest.source.user.as_bytes())
+    ))?;
+    for root in &manifest.roots {
+        let path = if root.path.is_empty() {
+            "(streams)".to_owned()
+        } else {
+            printable(&root.path)
+        };
+        output.line(format!(
+            "root      {path}: {}, {}",
+            count(root.entries, "entry", "entries"),
+            format_bytes(root.bytes)
+        ))?;
+    }
+    if !manifest.tags.is_empty() {
+        let tags: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
+        output.line(format!("tags      {}", tags.join(" ")))?;
+    }
+    for word in state(&snapshot) {
+        output.line(format!("state     {word}"))?;
+    }
+    for parent in &manifest.parents {
+        output.line(format!("parent    {parent}"))?;
+    }
+    let stats = &manifest.stats;
+    output.line(format!(
+        "files     {} new, {} changed, {} unmodified; {}",
+        stats.files_new,
+        stats.files_changed,
+        stats.files_unmodified,
+        count(stats.dirs, "directory", "directories")
+    ))?;
+    output.line(format!(
+        "data      {} in all, {} read, {} new, {} stored in {}",
+        format_bytes(stats.bytes_processed),
+        format_bytes(stats.bytes_read),
+        format_bytes(stats.bytes_new),
+        format_bytes(stats.bytes_stored),
+        count(stats.packs_uploaded, "pack", "packs")
+    ))?;
+    output.line(format!(
+        "made by   {}, key {}",
+        printable(manifest.tool.as_bytes()),
+        snapshot.kid
+    ))?;
+    if manifest.problems_total > 0 {
+        output.line(format!("problems  {}", manifest.problems_total))?;
+        for problem in &manifest.problems {
+            output.line(format!(
+                "  {}: {}",
+                printable(&problem.path),
+                printable(problem.text.as_bytes())
+            ))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! What every command needs: arguments completed by environment and profile, the output, and the way into the repository.
+
+use super::args::{FilterArgs, Globals};
+use super::env::{self, Environment, Profile, SecretArgs};
+use super::error::{Doing, Failure};
+use super::interrupt::Interrupt;
+use super::names::{DayEdge, parse_size, parse_time};
+use super::output::Output;
+use super::progress::Display;
+use crate::edge::host;
+use crate::edge::store::Store;
+use crate::edge::store::location::{self, Location, StoreOptions};
+use crate::ops::Progress;
+use crate::repo::Repo;
+use crate::repo::open::{self, Credential, LocalOptions};
+use crate::repo::snapshots::{Filter, HistoryState, Snapshot};
+use jiff::tz::TimeZone;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Ceiling of the index's filter: enough for a false answer in a hundred at 200 million chunks.
+const FILTER_BYTES_MAX: u64 = 256 << 20;
+/// Default ceiling of the cached tree nodes.
+const CACHE_BYTES: u64 = 512 << 20;
+/// Uploads at once to a remote store; a local disk gains nothing from more than one.
+const REMOTE_UPLOADS: usize = 3;
+
+/// What every command needs.
+pub struct Context {
+    pub globals: Globals,
+    pub environment: Environment,
+    pub profile: Profile,
+    pub output: Output,
+    pub interrupt: Interrupt,
+}
+
+impl Context {
+    /// Reads environment and configuration, and starts to listen for signals.
+    ///
+    /// # Errors
+    /// When one of them is not right.
+    pub fn new(globals: Globals, output: Output) -> Result<Context, Failure> {
+        let interrupt = Interrupt::listen()?;
+        let environment = Environment::read()?;
+        let profile = env::read_profile(globals.config.as_deref(), globals.profile.as_deref(), &environment)?;
+        Ok(Context {
+            globals,
+            environment,
+            profile,
+            output,
+            interrupt,
+        })
+    }
+
+    /// Returns where the repository is.
+    ///
+    /// # Errors
+    /// When nobody said, or it is not a location.
+    pub fn location(&self) -> Result<Location, Failure> {
+        let text = self
+            .globals
+            .repo
+            .clone()
+            .or_else(|| self.environment.repo.clone())
+            .or_else(|| self.profile.repository.clone().map(Into::into))
+            .ok_or_else(|| {
+                Failure::usage("no repository was named")
+                    .with_hint("give --repo or LARDER_REPO, for instance /mnt/disk/backup")
+            })?;
+        let location = Location::parse(&text).map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(match location {
+            // What is remembered about a place must not depend on where the command was run.
+            Location::Directory(path) => Location::Directory(
+                std::path::absolute(&path)
+                    .map_err(|error| Failure::local("cannot find the working directory", &error))?,
+            ),
+            location => location,
+        })
+    }
+
+    /// Opens the store that the repository is in.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+        let mut options = StoreOptions {
+            endpoint: self
+                .globals
+                .s3_endpoint
+                .clone()
+                .or_else(|| self.environment.s3_endpoint.clone())
+                .or_else(|| self.profile.s3_endpoint.clone()),
+            path_style: self.globals.s3_path_style.or(self.profile.s3_path_style),
+            insecure_http: self.globals.insecure_http || self.profile.insecure_http,
+            cancel: self.interrupt.waits.clone(),
+            ..StoreOptions::default()
+        };
+        if let Some(connections) = self.globals.connections {
+            options.connections = connections.into();
+        }
+        location::open(&self.location()?, &options).doing("opening the repository")
+    }
+
+    /// Returns where local state is kept.
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    pub fn local_options(&self) -> Result<LocalOptions, Failure> {
+        let size = match (self.globals.cache_size, &self.profile.cache_size) {
+            (Some(size), _) => size,
+            (None, Some(text)) => parse_size(text).map_err(Failure::usage)?,
+            (None, None) => CACHE_BYTES,
+        };
+        Ok(LocalOptions {
+            cache_dir: self.cache_dir()?,
+            filter_bytes_max: FILTER_BYTES_MAX,
+            node_cache_bytes_max: size,
+        })
+    }
+
+    /// Returns the root of the cache.
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    pub fn cache_dir(&self) -> Result<PathBuf, Failure> {
+        let named = self.globals.cache_dir.as_ref().or(self.environment.cache_dir.as_ref());
+        let dir = match named.or(self.profile.cache_dir.as_ref()) {
+            Some(dir) => dir.clone(),
+            None => self.environment.default_cache_dir()?,
+        };
+        std::path::absolute(&dir).map_err(|error| Failure::local("cannot find the working directory", &error))
+    }
+
+    /// Gets the password or key file; asked for twice where a mistake would lock the user out.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn credential(&self, confirm: bool) -> Result<Credential, Failure> {
+        let args = SecretArgs {
+            password_file: self.globals.password_file.as_deref(),
+            password_command: self.globals.password_command.as_deref(),
+            key_file: self.globals.key_file.as_deref(),
+        };
+        env::credential(args, &self.environment, &self.profile, confirm)
+    }
+
+    /// Finds and unlocks the repository.
+    ///
+    /// # Errors
+    /// When there is none, or the password is wrong.
+    pub fn repo(&self) -> Result<Repo, Failure> {
+        let locked = open::connect(self.store()?, self.local_options()?).doing("opening the repository")?;
+        // Only now: nobody likes to type a password for a disk that is not there.
+        let repo = locked
+            .unlock(&self.credential(false)?)
+            .doing("opening the repository")?;
+        for note in &repo.notes {
+            self.output.note(note);
+        }
+        Ok(repo)
+    }
+
+    /// Opens the repository and brings what is known of its snapshots up to date. Gaps are told, not fatal: whoever restores
+    /// after an attack needs what is left.
+    ///
+    /// # Errors
+    /// When the repository cannot be opened or listed.
+    pub fn repo_with_history(&self) -> Result<(Repo, HistoryState), Failure> {
+        let repo = self.repo()?;
+        let history = repo.sync_history().doing("listing the snapshots")?;
+        self.tell(&history);
+        Ok((repo, history))
+    }
+
+    fn tell(&self, history: &HistoryState) {
+        for gap in &history.gaps {
+            self.output
+                .warn(format!("a gap in the history of this repository: {gap}"));
+        }
+        for (name, error) in &history.broken {
+            self.output
+                .warn(format!("{name} cannot be used: {}", crate::ops::check::chain(error)));
+        }
+        for fork in &history.forks {
+            self.output.note(format!("{fork}: a host was cloned or set back"));
+        }
+    }
+
+    /// Opens the repository and finds the snapshot that somebody named, with as few requests as that takes: a machine that
+    /// has never seen the repository does not read its whole history for one file.
+    ///
+    /// # Errors
+    /// When the repository cannot be opened, or nothing or more than one snapshot matches.
+    pub fn repo_with_snapshot(&self, text: &str, filter: &FilterArgs) -> Result<(Repo, Snapshot), Failure> {
+        let zone = TimeZone::system();
+        if let Some(time) = text.strip_prefix('@') {
+            super::names::time_argument(time, DayEdge::End)?;
+        }
+        let repo = self.repo()?;
+        let (snapshot, history) = repo
+            .find_snapshot(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
+            .doing("finding the snapshot")?;
+        self.tell(&history);
+        Ok((repo, snapshot))
+    }
+
+    /// Finds the snapshot that somebody named.
+    ///
+    /// # Errors
+    /// When nothing or more than one matches.
+    pub fn snapshot(&self, repo: &Repo, text: &str, filter: &FilterArgs) -> Result<Snapshot, Failure> {
+        let zone = TimeZone::system();
+        if let Some(time) = text.strip_prefix('@') {
+            super::names::time_argument(time, DayEdge::End)?;
+        }
+        repo.resolve(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
+            .doing("finding the snapshot")
+    }
+
+    /// Returns how many threads may compute.
+    pub fn threads(&self) -> usize {
+        self.globals.threads.map_or_else(host::cpu_count, usize::from)
+    }
+
+    /// Returns how many uploads may be under way.
+    pub fn uploads(&self, repo: &Repo) -> usize {
+        let most = if repo.store.is_local() { 2 } else { REMOTE_UPLOADS };
+        self.globals
+            .connections
+            .map_or(most, |connections| most.min(usize::from(connections)))
+    }
+
+    /// Runs a verb that stops cleanly when a signal asks for it, with its progress shown.
+    pub fn run<T>(&self, verb: &'static str, work: impl FnOnce(&Progress) -> T) -> T {
+        self.interrupt.stop_cleanly();
+        let progress = &self.interrupt.progress;
+        let display = Display::start(&self.output, progress, verb);
+        let result = work(progress);
+        drop(display);
+        for note in progress.take_notes() {
+            self.output.note(note);
+        }
+        result
+    }
+}
+
+impl FilterArgs {
+    /// Returns it as the repository understands it.
+    pub fn to_filter(&self) -> Filter {
+        Filter {
+            host: self.host.clone(),
+            source: self.source.clone(),
+            tags: self.tag.clone(),
+            path: None,
+        }
+    }
+}

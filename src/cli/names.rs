@@ -1,0 +1,233 @@
+//! How people write snapshots, times, durations and sizes, and how times are shown to them.
+
+use super::error::Failure;
+use crate::pure::base::Timestamp;
+use crate::pure::base::size::parse_bytes;
+use crate::pure::base::time::FileTime;
+use jiff::civil;
+use jiff::tz::TimeZone;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+/// A snapshot, and perhaps a path in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotPath {
+    pub snapshot: String,
+    pub path: Option<Vec<u8>>,
+}
+
+/// Splits `SNAPSHOT[:PATH]`. A path begins at the first `:/`. A colon before anything else belongs to the snapshot after
+/// `latest` (its source) and in a time (`@2026-11-20T03:00Z`), and begins a path after an id.
+///
+/// # Errors
+/// When the snapshot's part is not text.
+pub fn split_snapshot(text: &OsStr) -> Result<SnapshotPath, Failure> {
+    let bytes = text.as_bytes();
+    let is_id = !bytes.starts_with(b"@") && !bytes.starts_with(b"latest");
+    let colon = if is_id {
+        bytes.iter().position(|byte| *byte == b':')
+    } else {
+        bytes.windows(2).position(|pair| pair == b":/")
+    };
+    let (snapshot, path) = match colon {
+        Some(at) => (&bytes[..at], Some(bytes[at + 1..].to_vec())),
+        None => (bytes, None),
+    };
+    let snapshot = std::str::from_utf8(snapshot).map_err(|_| Failure::usage("the name of a snapshot is text"))?;
+    Ok(SnapshotPath {
+        snapshot: snapshot.to_owned(),
+        path: path.filter(|path| !path.is_empty()),
+    })
+}
+
+/// Which moment of a day a date without a time means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DayEdge {
+    Start,
+    End,
+}
+
+/// Reads `2026-11-20T03:00Z`, `2026-11-20T03:00` (local time), `2026-11-20 03:00` or `2026-11-20`.
+pub fn parse_time(text: &str, edge: DayEdge, zone: &TimeZone) -> Option<Timestamp> {
+    let text = text.trim();
+    let time = if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        time
+    } else if let Ok(date) = text.parse::<civil::Date>()
+        && text.len() <= "2026-11-20".len()
+    {
+        let day = if edge == DayEdge::Start {
+            date
+        } else {
+            date.tomorrow().ok()?
+        };
+        day.to_zoned(zone.clone()).ok()?.timestamp()
+    } else {
+        text.parse::<civil::DateTime>()
+            .ok()?
+            .to_zoned(zone.clone())
+            .ok()?
+            .timestamp()
+    };
+    let nanos = i64::try_from(time.as_nanosecond()).ok()?;
+    // The end of a day is the last moment before the next.
+    let is_end = edge == DayEdge::End && text.parse::<jiff::Timestamp>().is_err() && text.len() <= "2026-11-20".len();
+    Some(Timestamp(if is_end { nanos - 1 } else { nanos }))
+}
+
+/// Reads a time of the command line in this machine's time zone.
+///
+/// # Errors
+/// When it is none.
+pub fn time_argument(text: &str, edge: DayEdge) -> Result<Timestamp, Failure> {
+    parse_time(text, edge, &TimeZone::system()).ok_or_else(|| {
+        Failure::usage(format!("{text:?} is not a time"))
+            .with_hint("write 2026-11-20, 2026-11-20T03:00 or 2026-11-20T03:00Z")
+    })
+}
+
+/// Reads `90s`, `15m`, `1h30m`, `7d`, `2w`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let error = || format!("{text:?} is not a duration; write 90s, 15m, 1h30m, 7d or 2w");
+    let mut rest = text.trim();
+    let mut seconds = 0u64;
+    if rest.is_empty() {
+        return Err(error());
+    }
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|character: char| !character.is_ascii_digit())
+            .ok_or_else(error)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| error())?;
+        let unit = rest[digits..].chars().next().ok_or_else(error)?;
+        let factor = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            'w' => 7 * 86_400,
+            _ => return Err(error()),
+        };
+        seconds = number
+            .checked_mul(factor)
+            .and_then(|part| seconds.checked_add(part))
+            .ok_or_else(error)?;
+        rest = &rest[digits + unit.len_utf8()..];
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Reads a size: `500M`, `1.5 GiB`.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write 500M or 1.5GiB"))
+}
+
+fn moment(time: Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(time.0.into())
+        .expect("64 bits of nanoseconds lie within the years that jiff knows")
+}
+
+/// Writes a time for programs: RFC 3339 in UTC.
+pub fn rfc3339(time: Timestamp) -> String {
+    moment(time).to_string()
+}
+
+/// Writes a time for people: local, to the second.
+pub fn local_time(time: Timestamp) -> String {
+    moment(time)
+        .to_zoned(TimeZone::system())
+        .strftime("%Y-%m-%d %H:%M:%S")
+        .to_string()
+}
+
+/// Writes the time of a file for people; what no calendar has is written as seconds.
+pub fn local_file_time(time: FileTime) -> String {
+    match jiff::Timestamp::from_second(time.seconds) {
+        Ok(moment) => moment
+            .to_zoned(TimeZone::system())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string(),
+        Err(_) => format!("@{}", time.seconds),
+    }
+}
+
+/// Writes how long something took.
+pub fn took(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=59 => format!("{:.1} s", duration.as_secs_f64()),
+        60..=3599 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(text: &str) -> (String, Option<String>) {
+        let parts = split_snapshot(OsStr::new(text)).unwrap();
+        (parts.snapshot, parts.path.map(|path| String::from_utf8(path).unwrap()))
+    }
+
+    #[test]
+    fn a_path_is_told_from_a_source_and_from_a_time() {
+        let some = |snapshot: &str, path: &str| (snapshot.to_owned(), Some(path.to_owned()));
+        let only = |snapshot: &str| (snapshot.to_owned(), None);
+        assert_eq!(split("latest"), only("latest"));
+        assert_eq!(split("latest:home"), only("latest:home"));
+        assert_eq!(split("latest:/etc"), some("latest", "/etc"));
+        assert_eq!(split("latest:home:/etc"), some("latest:home", "/etc"));
+        assert_eq!(split("@2026-11-20T03:00Z"), only("@2026-11-20T03:00Z"));
+        assert_eq!(split("@2026-11-20T03:00Z:/etc"), some("@2026-11-20T03:00Z", "/etc"));
+        assert_eq!(split("1a2b:db.sql"), some("1a2b", "db.sql"));
+        assert_eq!(split("1a2b:/etc:x"), some("1a2b", "/etc:x"));
+        assert_eq!(split("1a2b:"), only("1a2b"));
+    }
+
+    #[test]
+    fn times_are_read_with_and_without_a_zone() {
+        let zone = TimeZone::fixed(jiff::tz::offset(1));
+        let at = |text: &str, edge| parse_time(text, edge, &zone).map(rfc3339);
+        assert_eq!(
+            at("2026-11-20T03:00Z", DayEdge::End).as_deref(),
+            Some("2026-11-20T03:00:00Z")
+        );
+        assert_eq!(
+            at("2026-11-20T03:00", DayEdge::End).as_deref(),
+            Some("2026-11-20T02:00:00Z")
+        );
+        assert_eq!(
+            at("2026-11-20 03:00:07", DayEdge::Start).as_deref(),
+            Some("2026-11-20T02:00:07Z")
+        );
+        assert_eq!(
+            at("2026-11-20", DayEdge::Start).as_deref(),
+            Some("2026-11-19T23:00:00Z")
+        );
+        assert_eq!(
+            at("2026-11-20", DayEdge::End).as_deref(),
+            Some("2026-11-20T22:59:59.999999999Z")
+        );
+        assert_eq!(at("yesterday", DayEdge::End), None);
+        assert_eq!(at("", DayEdge::End), None);
+    }
+
+    #[test]
+    fn durations_are_read() {
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("2w"), Ok(Duration::from_secs(14 * 86_400)));
+        for text in [
+            "",
+            "5",
+            "h",
+            "5x",
+            "-5s",
+            "99999999999999999999s",
+            "18446744073709551615w",
+            "5é",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

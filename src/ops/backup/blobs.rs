@@ -1,0 +1,132 @@
+//! From plaintext to packs: hash, ask, compress, seal. One [`BlobWorker`] for each thread, with its own reused buffers.
+
+use crate::pure::compress::Compressor;
+use crate::pure::crypto::KeyRing;
+use crate::pure::format::blob::{BlobType, Codec};
+use crate::pure::format::entry::ChunkRef;
+use crate::pure::id::ChunkId;
+use crate::pure::tree::build::NodeSink;
+use crate::pure::tree::list::ListSink;
+use crate::repo::RepoError;
+use crate::repo::error::object_error;
+use crate::repo::pack_writer::{Claim, PackWriter};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Writes blobs for one thread.
+pub struct BlobWorker<'a> {
+    keys: &'a KeyRing,
+    writer: &'a PackWriter,
+    compressor: Compressor,
+    compressed: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+impl<'a> BlobWorker<'a> {
+    /// Makes a worker that compresses at a zstd level.
+    pub fn new(keys: &'a KeyRing, writer: &'a PackWriter, zstd_level: u32) -> BlobWorker<'a> {
+        BlobWorker {
+            keys,
+            writer,
+            compressor: Compressor::new(zstd_level.clamp(1, 19) as i32),
+            compressed: Vec::new(),
+            frame: Vec::new(),
+        }
+    }
+
+    /// Stores a data chunk unless the repository has it.
+    ///
+    /// # Errors
+    /// When the repository fails; the session is then poisoned.
+    pub fn data(&mut self, raw: &[u8]) -> Result<ChunkRef, RepoError> {
+        let id = self
+            .keys
+            .data_id(raw)
+            .map_err(|error| object_error("naming", "a chunk")(error.into()))?;
+        self.store(BlobType::Data, &id, raw)?;
+        Ok(ChunkRef {
+            id,
+            len: raw.len() as u64,
+        })
+    }
+
+    /// Stores a node, list node or the like unless the repository has it.
+    ///
+    /// # Errors
+    /// When the repository fails; the session is then poisoned.
+    pub fn meta(&mut self, ty: BlobType, raw: &[u8]) -> Result<ChunkId, RepoError> {
+        let id = self.meta_id(raw)?;
+        self.store(ty, &id, raw)?;
+        Ok(id)
+    }
+
+    fn meta_id(&self, raw: &[u8]) -> Result<ChunkId, RepoError> {
+        self.keys
+            .meta_id(raw)
+            .map_err(|error| object_error("naming", "a tree node")(error.into()))
+    }
+
+    fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
+        if self.writer.claim(id)? == Claim::Known {
+            return Ok(());
+        }
+        self.compressed.clear();
+        let (codec, payload) = if self.compressor.compress(raw, &mut self.compressed) {
+            (Codec::Zstd, self.compressed.as_slice())
+        } else {
+            (Codec::Raw, raw)
+        };
+        self.writer
+            .add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
+    }
+}
+
+impl ListSink for BlobWorker<'_> {
+    type Error = RepoError;
+    fn put_list(&mut self, node: Vec<u8>) -> Result<ChunkId, RepoError> {
+        self.meta(BlobType::List, &node)
+    }
+}
+
+/// Takes the nodes of a tree that is being built. Nodes of the parent tree are known without asking the index: they are
+/// referenced through the pin (format-spec chapter on concurrency, "by reference").
+pub struct NodeWriter<'a> {
+    worker: BlobWorker<'a>,
+    parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
+    /// Inner nodes, for the manifest's hints.
+    pub inner: Vec<ChunkId>,
+    /// Nodes that were not in the parent, for the local cache.
+    pub fresh: Vec<(ChunkId, Vec<u8>)>,
+    pub reused: u64,
+}
+
+impl<'a> NodeWriter<'a> {
+    /// Writes through `worker`.
+    pub fn new(worker: BlobWorker<'a>, parent_nodes: Arc<Mutex<HashSet<ChunkId>>>) -> NodeWriter<'a> {
+        NodeWriter {
+            worker,
+            parent_nodes,
+            inner: Vec::new(),
+            fresh: Vec::new(),
+            reused: 0,
+        }
+    }
+}
+
+impl NodeSink for NodeWriter<'_> {
+    type Error = RepoError;
+    fn put_node(&mut self, level: u8, node: Vec<u8>) -> Result<ChunkId, RepoError> {
+        let id = self.worker.meta_id(&node)?;
+        if level > 0 {
+            self.inner.push(id);
+        }
+        if self.parent_nodes.lock().contains(&id) {
+            self.reused += 1;
+            return Ok(id);
+        }
+        self.worker.store(BlobType::Node, &id, &node)?;
+        self.fresh.push((id, node));
+        Ok(id)
+    }
+}

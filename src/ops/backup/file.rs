@@ -1,0 +1,268 @@
+//! Storing the content of one file: read, cut, hand chunks to whoever is free, and finish the entry when the last is stored.
+//!
+//! A worker that reads a large file does not store its chunks alone: it offers them to the others, and stores one itself
+//! whenever nobody takes it. So one large file uses every core, and many small ones do too, without a thread per role.
+
+use super::Problems;
+use super::blobs::BlobWorker;
+use super::cut::Window;
+use crate::ops::Progress;
+use crate::pure::chunk::Cutter;
+use crate::pure::format::config::TreeParams;
+use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
+use crate::pure::id::ChunkId;
+use crate::pure::tree::list::ContentBuilder;
+use crate::repo::RepoError;
+use crate::source::StreamError;
+use crossbeam_channel::{Sender, TrySendError};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A finished entry: what the tree stores for it.
+#[derive(Debug)]
+pub struct Finished {
+    pub value: Vec<u8>,
+    pub file_bytes: u64,
+}
+
+/// Where the finished entry is waited for. `None`: the file turned out not to be there.
+pub type Reply = Sender<Result<Option<Finished>, RepoError>>;
+
+/// A chunk that waits to be stored.
+pub struct ChunkTask {
+    raw: Vec<u8>,
+    file: Arc<FileInProgress>,
+    index: usize,
+}
+
+/// A file whose chunks are being stored, maybe by several workers.
+pub struct FileInProgress {
+    pieces: Mutex<Vec<ChunkRef>>,
+    /// Chunks not stored yet, plus one while the reader is not done.
+    outstanding: AtomicUsize,
+    failure: Mutex<Option<RepoError>>,
+    end: Mutex<Option<FileEnd>>,
+}
+
+/// What the reader knows when it is done.
+pub struct FileEnd {
+    pub entry: Entry,
+    /// For reports.
+    pub path: Vec<u8>,
+    pub reply: Reply,
+}
+
+/// What all workers share.
+pub struct Shared<'a> {
+    pub cutter: &'a Cutter,
+    pub params: TreeParams,
+    pub offers: Sender<ChunkTask>,
+    /// Buffers of chunks that have been stored.
+    pub buffers: Mutex<Vec<Vec<u8>>>,
+    pub progress: &'a Progress,
+    pub problems: &'a Problems,
+    /// The tree builder has given up: whoever reads may stop.
+    pub stop: AtomicBool,
+    /// Why the stream did not end well; the session is given up then.
+    pub stream_failure: Mutex<Option<StreamError>>,
+}
+
+impl Shared<'_> {
+    /// Whether reading on is pointless.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.progress.is_cancelled()
+    }
+}
+
+/// Collects the pieces of one file while it is being read.
+pub struct FileWriter<'s, 'a> {
+    shared: &'s Shared<'a>,
+    window: Window<'a>,
+    file: Arc<FileInProgress>,
+}
+
+impl<'s, 'a> FileWriter<'s, 'a> {
+    /// Makes a writer; [`Self::restart`] prepares it for each file.
+    pub fn new(shared: &'s Shared<'a>) -> FileWriter<'s, 'a> {
+        FileWriter {
+            shared,
+            window: Window::new(shared.cutter),
+            file: FileInProgress::new(),
+        }
+    }
+
+    /// Forgets what has been read: for the next file, or to read the same one again.
+    pub fn restart(&mut self) {
+        self.window.reset();
+        self.file = FileInProgress::new();
+    }
+
+    /// Returns room to read into.
+    pub fn room(&mut self) -> &mut [u8] {
+        self.window.room()
+    }
+
+    /// Takes `count` bytes that were read into the room.
+    ///
+    /// # Errors
+    /// When the repository fails.
+    pub fn filled(&mut self, count: usize, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
+        self.window.filled(count);
+        self.drain(false, worker)
+    }
+
+    /// Ends an extent of data: what is left becomes a chunk.
+    ///
+    /// # Errors
+    /// When the repository fails.
+    pub fn end_extent(&mut self, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
+        self.drain(true, worker)
+    }
+
+    /// Adds a hole.
+    ///
+    /// # Errors
+    /// When the repository fails.
+    pub fn hole(&mut self, len: u64, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
+        self.drain(true, worker)?;
+        let mut pieces = self.file.pieces.lock();
+        match pieces.last_mut() {
+            Some(last) if last.id == ChunkId::HOLE => last.len += len,
+            _ => pieces.push(ChunkRef { id: ChunkId::HOLE, len }),
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, at_end: bool, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
+        while let Some(chunk) = self.window.next_chunk(at_end) {
+            let index = {
+                let mut pieces = self.file.pieces.lock();
+                // The id is filled in when the chunk is stored; it is never left as a hole.
+                pieces.push(ChunkRef {
+                    id: ChunkId([0xff; 32]),
+                    len: chunk.len() as u64,
+                });
+                pieces.len() - 1
+            };
+            let mut raw = self.shared.buffers.lock().pop().unwrap_or_default();
+            raw.clear();
+            raw.extend_from_slice(chunk);
+            self.file.outstanding.fetch_add(1, Ordering::AcqRel);
+            let task = ChunkTask {
+                raw,
+                file: self.file.clone(),
+                index,
+            };
+            match self.shared.offers.try_send(task) {
+                Ok(()) => {}
+                Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => task.run(self.shared, worker),
+            }
+        }
+        if self.file.failure.lock().is_some() {
+            Err(RepoError::Poisoned)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Ends the file: the entry is completed when the last chunk is stored.
+    pub fn finish(&mut self, end: FileEnd, worker: &mut BlobWorker<'_>) {
+        *self.file.end.lock() = Some(end);
+        self.file.one_done(self.shared, worker);
+    }
+}
+
+impl FileInProgress {
+    fn new() -> Arc<FileInProgress> {
+        Arc::new(FileInProgress {
+            pieces: Mutex::new(Vec::new()),
+            outstanding: AtomicUsize::new(1),
+            failure: Mutex::new(None),
+            end: Mutex::new(None),
+        })
+    }
+
+    fn one_done(&self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+        if self.outstanding.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let Some(end) = self.end.lock().take() else { return };
+        let outcome = match self.failure.lock().take() {
+            Some(error) => Err(error),
+            None => finish_entry(end.entry, &end.path, &self.pieces.lock(), shared, worker),
+        };
+        // Nobody waits any more when the run is being torn down.
+        let _ = end.reply.send(outcome);
+    }
+}
+
+impl ChunkTask {
+    /// Stores the chunk.
+    pub fn run(self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+        match worker.data(&self.raw) {
+            Ok(piece) => self.file.pieces.lock()[self.index] = piece,
+            Err(error) => {
+                self.file.failure.lock().get_or_insert(error);
+            }
+        }
+        shared
+            .progress
+            .bytes
+            .fetch_add(self.raw.len() as u64, Ordering::Relaxed);
+        shared.buffers.lock().push(self.raw);
+        self.file.one_done(shared, worker);
+    }
+}
+
+fn finish_entry(
+    mut entry: Entry,
+    path: &[u8],
+    pieces: &[ChunkRef],
+    shared: &Shared<'_>,
+    worker: &mut BlobWorker<'_>,
+) -> Result<Option<Finished>, RepoError> {
+    let mut builder = ContentBuilder::new(shared.params);
+    for piece in pieces {
+        builder.push(*piece, worker)?;
+    }
+    let (size, content) = builder.finish(worker)?;
+    Ok(encode_with(&mut entry, size, content, path, shared))
+}
+
+/// Puts the content into an entry and encodes it. An entry that breaks a limit of the format is reported and left out.
+pub fn encode_with(
+    entry: &mut Entry,
+    new_size: u64,
+    new_content: Content,
+    path: &[u8],
+    shared: &Shared<'_>,
+) -> Option<Finished> {
+    match &mut entry.kind {
+        EntryKind::File { size, content }
+        | EntryKind::Stream { size, content }
+        | EntryKind::Object { size, content } => {
+            *size = new_size;
+            *content = if new_size == 0 {
+                Content::Inline(Vec::new())
+            } else {
+                new_content
+            };
+        }
+        _ => {}
+    }
+    let mut value = Vec::with_capacity(128);
+    match entry.try_encode(&mut value) {
+        Ok(()) => Some(Finished {
+            value,
+            file_bytes: entry.size(),
+        }),
+        Err(limit) => {
+            shared.progress.problems.fetch_add(1, Ordering::Relaxed);
+            shared
+                .problems
+                .add(path.to_vec(), "limit", format!("it cannot be stored: {limit}"));
+            None
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What a root's kind says about its entries (format-spec chapter 12.1): the form of keys, the types, and that a directory is
+//! there before what is in it.
+
+use super::key;
+use crate::pure::format::codec::malformed;
+use crate::pure::format::entry::{Entry, EntryType};
+use crate::pure::format::manifest::RootKind;
+use crate::pure::format::node::KEY_BYTES_MAX;
+use crate::pure::format::{FormatError, Malformed};
+use std::collections::VecDeque;
+
+/// Longest name of a stream, in bytes.
+pub const STREAM_NAME_BYTES_MAX: usize = 4096;
+
+/// Checks that a root of this kind may have an entry under this key.
+///
+/// # Errors
+/// Names the rule that is broken; for paths as [`key::components`].
+pub fn check_key(kind: RootKind, key: &[u8]) -> Result<(), Malformed> {
+    match kind {
+        RootKind::Posix | RootKind::Windows => key::components(key).map(drop),
+        _ if key.is_empty() => malformed("tree key: empty"),
+        RootKind::StreamSet if key.len() > STREAM_NAME_BYTES_MAX => malformed("tree key: stream name above 4096 bytes"),
+        _ if key.len() > KEY_BYTES_MAX => malformed("tree key: longer than 65535 bytes"),
+        RootKind::ObjectMap | RootKind::StreamSet => Ok(()),
+    }
+}
+
+/// Whether a root of this kind may have entries of this type.
+pub fn admits(kind: RootKind, entry_type: EntryType) -> bool {
+    match entry_type {
+        EntryType::Object => kind == RootKind::ObjectMap,
+        EntryType::Stream => kind == RootKind::StreamSet,
+        _ => matches!(kind, RootKind::Posix | RootKind::Windows),
+    }
+}
+
+/// Decodes an entry of a root of this kind.
+///
+/// # Errors
+/// As [`Entry::decode`]; and if the type does not belong there.
+pub fn decode_entry(kind: RootKind, value: &[u8]) -> Result<Entry, FormatError> {
+    let entry = Entry::decode(value)?;
+    if admits(kind, entry.kind.entry_type()) {
+        Ok(entry)
+    } else {
+        Ok(malformed("entry: type that this root does not have")?)
+    }
+}
+
+/// Checks, entry by entry in key order, that the root comes first and that every parent is there as a directory. Otherwise a
+/// link could stand where a directory is expected, and a restore would write through it.
+///
+/// Keeps the names of the directories on the way down that are still to be entered, and no others.
+#[derive(Clone, Debug, Default)]
+pub struct Ancestors {
+    started: bool,
+    /// The directory of the last entry.
+    path: Vec<Vec<u8>>,
+    /// For each directory on the way to it, itself included: those in it that have not been entered, in order. Empty when the
+    /// root is no directory.
+    waiting: Vec<VecDeque<Vec<u8>>>,
+}
+
+impl Ancestors {
+    /// For a walk that begins with the root's own entry.
+    pub fn new() -> Ancestors {
+        Ancestors::default()
+    }
+
+    /// For a walk of what is below a directory that has been looked up.
+    pub fn below(directory: &[&[u8]]) -> Ancestors {
+        Ancestors {
+            started: true,
+            path: directory.iter().map(|name| name.to_vec()).collect(),
+            waiting: vec![VecDeque::new(); directory.len() + 1],
+        }
+    }
+
+    /// Takes the next entry, given the components of its path.
+    ///
+    /// # Errors
+    /// If it may not be where it is; nothing has changed then.
+    pub fn admit(&mut self, components: &[&[u8]], is_directory: bool) -> Result<(), Malformed> {
+        let Some((name, parent)) = components.split_last() else {
+            if self.started {
+                return malformed("tree: the root's entry is not the first");
+            }
+            self.started = true;
+            self.waiting = if is_directory {
+                vec![VecDeque::new()]
+            } else {
+                Vec::new()
+            };
+            return Ok(());
+        };
+        if !self.started {
+            return malformed("tree: the root has no entry");
+        }
+        if self.waiting.is_empty() {
+            return malformed("tree: an entry below a root that is no directory");
+        }
+        let shared = self
+            .path
+            .iter()
+            .zip(parent)
+            .take_while(|(have, want)| have.as_slice() == **want)
+            .count();
+        // Only one directory below the shared ones can have been seen: what is deeper has not begun.
+        let [first_new, deeper @ ..] = &parent[shared..] else {
+            self.leave_to(shared);
+            return self.add(name, is_directory);
+        };
+        let place = self.waiting[shared].iter().position(|waiting| waiting == first_new);
+        let Some(place) = place.filter(|_| deeper.is_empty()) else {
+            return malformed("tree: an entry whose parent is not there as a directory");
+        };
+        self.leave_to(shared);
+        // Those before it have nothing in them, since keys ascend.
+        self.waiting[shared].drain(..=place);
+        self.path.push(first_new.to_vec());
+        self.waiting.push(VecDeque::new());
+        self.add(name, is_directory)
+    }
+
+    fn leave_to(&mut self, depth: usize) {
+        self.path.truncate(depth);
+        self.waiting.truncate(depth + 1);
+    }
+
+    fn add(&mut self, name: &[u8], is_directory: bool) -> Result<(), Malformed> {
+        if is_directory && let Some(waiting) = self.waiting.last_mut() {
+            waiting.push_back(name.to_vec());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(entries: &[(&str, bool)]) -> Result<(), Malformed> {
+        let mut paths: Vec<(Vec<&[u8]>, bool)> = entries
+            .iter()
+            .map(|(path, is_directory)| {
+                (
+                    path.split('/')
+                        .filter(|name| !name.is_empty())
+                        .map(str::as_bytes)
+                        .collect(),
+                    *is_directory,
+                )
+            })
+            .collect();
+        paths.sort_by_key(|(components, _)| key::from_components(components));
+        let mut ancestors = Ancestors::new();
+        paths
+            .iter()
+            .try_for_each(|(components, is_directory)| ancestors.admit(components, *is_directory))
+    }
+
+    #[test]
+    fn whole_trees_are_admitted() {
+        let tree = [
+            ("", true),
+            ("a", true),
+            ("a.x", true),
+            ("b", false),
+            ("z", true),
+            ("a/b", true),
+            ("a/c", true),
+            ("a/d", false),
+            ("a/c/e", true),
+            ("a/c/e/f", false),
+            ("a.x/q", false),
+            ("z/last", false),
+        ];
+        admitted(&tree).unwrap();
+        admitted(&[("", false)]).unwrap();
+        // Without any one of the directories that hold something, or with a file or link in its place, it is refused.
+        for (index, (path, is_directory)) in tree.iter().enumerate() {
+            let has_children = tree.iter().any(|(other, _)| match other.strip_prefix(path) {
+                Some(rest) => !rest.is_empty() && (path.is_empty() || rest.starts_with('/')),
+                None => false,
+            });
+            let mut without = tree.to_vec();
+            without.remove(index);
+            assert_eq!(admitted(&without).is_err(), has_children, "without {path}");
+            if *is_directory {
+                let mut replaced = tree.to_vec();
+                replaced[index].1 = false;
+                assert_eq!(admitted(&replaced).is_err(), has_children, "file instead of {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn walks_of_a_part_begin_in_their_directory() {
+        let mut ancestors = Ancestors::below(&[b"a", b"b"]);
+        ancestors.admit(&[b"a", b"b", b"c"], true).unwrap();
+        ancestors.admit(&[b"a", b"b", b"c", b"d"], false).unwrap();
+        assert!(ancestors.admit(&[b"a", b"x", b"c"], false).is_err());
+        assert!(ancestors.admit(&[b"a", b"b", b"e", b"d"], false).is_err());
+    }
+
+    #[test]
+    fn types_and_keys_belong_to_the_kind_of_the_root() {
+        assert!(admits(RootKind::Posix, EntryType::Socket) && admits(RootKind::Windows, EntryType::Dir));
+        assert!(!admits(RootKind::Posix, EntryType::Stream) && !admits(RootKind::StreamSet, EntryType::Symlink));
+        assert!(check_key(RootKind::ObjectMap, &[b'k'; 65_535]).is_ok());
+        assert!(check_key(RootKind::StreamSet, &[b'k'; 4096]).is_ok());
+        assert!(check_key(RootKind::StreamSet, &[b'k'; 4097]).is_err());
+        assert!(check_key(RootKind::StreamSet, b"").is_err());
+        assert!(check_key(RootKind::Posix, b"a").is_err());
+    }
+}

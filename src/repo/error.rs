@@ -1,0 +1,183 @@
+//! Errors of the repository side. There is no conversion from source or target errors: a repository error stops a commit,
+//! a source error is recorded in the snapshot (invariant I-12).
+
+use crate::edge::store::{Failure, StoreError};
+use crate::pure::base::{Explain, Kind};
+use crate::pure::format::FormatError;
+use crate::pure::id::{ChunkId, RepoId, SessionId};
+use crate::repo::index::IndexError;
+
+/// Why something in or with the repository did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    #[error("{doing}")]
+    Store {
+        doing: String,
+        #[source]
+        source: StoreError,
+    },
+    #[error("{doing} {object}: the stored object is not acceptable")]
+    Object {
+        doing: &'static str,
+        object: String,
+        #[source]
+        source: FormatError,
+    },
+    #[error("{object} is missing from the repository: {why}")]
+    Missing { object: String, why: String },
+    #[error("chunk {0} is in no pack that the index knows")]
+    UnknownChunk(ChunkId),
+    #[error("{location} does not hold a larder repository")]
+    NotARepository { location: String },
+    #[error("{location} already holds a repository")]
+    AlreadyARepository { location: String },
+    #[error("{location} holds repository {found}, but on this machine it is known to hold {expected}")]
+    OtherRepository {
+        location: String,
+        found: RepoId,
+        expected: RepoId,
+    },
+    #[error("the password or key file does not open this repository")]
+    WrongKey,
+    #[error("this repository has no key that can be opened with a {0}")]
+    NoSuchProtector(&'static str),
+    #[error("no grant for this key: it has been removed, or never finished being added")]
+    NoGrant,
+    #[error("this key may not {0}")]
+    Role(&'static str),
+    #[error("the newest configuration seen before was number {seen}, now the newest is {found}")]
+    ConfigRollback { seen: u64, found: u64 },
+    #[error("history has a gap: {what}")]
+    Gap { what: String },
+    #[error("session {0} was declared dead by maintenance while it was running; nothing of it was published")]
+    Fenced(SessionId),
+    #[error("the local index cannot be used")]
+    Index(#[from] IndexError),
+    #[error("no snapshot matches {0:?}")]
+    NoSuchSnapshot(String),
+    #[error("{text:?} is ambiguous; it matches {}", .candidates.join(", "))]
+    AmbiguousSnapshot { text: String, candidates: Vec<String> },
+    #[error("another backup of the same source is running on this machine")]
+    Overlap,
+    #[error("interrupted")]
+    Interrupted,
+    #[error("an earlier error stopped this session, so nothing was published")]
+    Poisoned,
+    #[error("a pack did not decode before it was uploaded; its data was damaged in memory")]
+    PackDidNotVerify {
+        #[source]
+        source: FormatError,
+    },
+    #[error("{what}")]
+    Local {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Adds what was being done to a store error.
+pub fn store_error(doing: impl Into<String>) -> impl FnOnce(StoreError) -> RepoError {
+    let doing = doing.into();
+    move |source| RepoError::Store { doing, source }
+}
+
+/// Adds which object was being opened to a format error.
+pub fn object_error(doing: &'static str, object: impl ToString) -> impl FnOnce(FormatError) -> RepoError {
+    let object = object.to_string();
+    move |source| RepoError::Object { doing, object, source }
+}
+
+impl RepoError {
+    /// Whether the error says that stored data is missing or wrong (as opposed to a store that cannot be reached).
+    pub fn is_damage(&self) -> bool {
+        matches!(self.kind(), Kind::Damage | Kind::Tamper)
+    }
+}
+
+impl Explain for RepoError {
+    fn kind(&self) -> Kind {
+        match self {
+            RepoError::Store { source, .. } if source.class == Failure::NotFound => Kind::Damage,
+            RepoError::Store { source, .. } => source.kind(),
+            RepoError::Object {
+                source: FormatError::Signature(_),
+                ..
+            } => Kind::Tamper,
+            RepoError::Object {
+                source: FormatError::TooNew { .. },
+                ..
+            } => Kind::Usage,
+            RepoError::Object {
+                source: FormatError::MissingKey(_),
+                ..
+            } => Kind::Auth,
+            RepoError::Object { .. } | RepoError::Missing { .. } | RepoError::UnknownChunk(_) => Kind::Damage,
+            RepoError::NotARepository { .. } => Kind::Unavailable,
+            RepoError::AlreadyARepository { .. } => Kind::Usage,
+            RepoError::OtherRepository { .. } | RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
+                Kind::Tamper
+            }
+            RepoError::WrongKey | RepoError::NoSuchProtector(_) | RepoError::NoGrant | RepoError::Role(_) => Kind::Auth,
+            RepoError::Fenced(_) => Kind::Refused,
+            RepoError::Index(_) | RepoError::Local { .. } => Kind::Unavailable,
+            RepoError::NoSuchSnapshot(_) | RepoError::AmbiguousSnapshot { .. } => Kind::Usage,
+            RepoError::Overlap => Kind::Busy,
+            RepoError::Interrupted => Kind::Interrupted,
+            RepoError::Poisoned | RepoError::PackDidNotVerify { .. } | RepoError::Internal(_) => Kind::Internal,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let text = match self {
+            // An object that is not there, or is too short, is damage like any other.
+            RepoError::Store { source, .. } if source.class != Failure::NotFound || source.hint.is_some() => {
+                return source.hint();
+            }
+            RepoError::Object {
+                source: FormatError::TooNew { .. },
+                ..
+            } => "install a newer version of larder",
+            RepoError::Object {
+                source: FormatError::Signature(_),
+                ..
+            } => {
+                "somebody without the right key has written to this repository; compare with a copy, and run `larder repo check`"
+            }
+            RepoError::Store { .. }
+            | RepoError::Object { .. }
+            | RepoError::Missing { .. }
+            | RepoError::UnknownChunk(_) => {
+                "run `larder repo check --read-data` to see which files and snapshots are hit; what is damaged can often be had from an older or newer snapshot"
+            }
+            RepoError::NotARepository { .. } => {
+                "check the address, and that the disk is mounted; a new repository is made with `larder repo init`"
+            }
+            RepoError::AlreadyARepository { .. } => "use it as it is, or choose another address",
+            RepoError::OtherRepository { .. } => {
+                "if it was replaced on purpose, remove the local cache of this repository; otherwise another disk or bucket is in its place"
+            }
+            RepoError::WrongKey => "check LARDER_PASSWORD, --password-file or --key-file",
+            RepoError::NoSuchProtector(_) => "`larder repo key list` shows what opens it",
+            RepoError::NoGrant => "ask whoever administers the repository to add this key again",
+            RepoError::Role(_) => "use a key with that role",
+            RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
+                "the listing is stale, or an older copy of the repository is in its place; nothing was changed. Compare with the store's own records before going on"
+            }
+            RepoError::Fenced(_) => "run the backup again: what it uploaded is used again",
+            RepoError::Index(_) => "the local index is disposable: remove the cache directory and run again",
+            RepoError::NoSuchSnapshot(_) => "`larder snapshot list` shows what there is",
+            RepoError::AmbiguousSnapshot { .. } => "give more digits",
+            RepoError::Overlap => "wait for it to end, or look for a hung process",
+            RepoError::Interrupted => "run the same command again: what was uploaded is used again",
+            RepoError::PackDidNotVerify { .. } => {
+                "suspect this machine's memory or processor; test the hardware before trusting any new backup"
+            }
+            RepoError::Internal(_) => "this is a defect of larder: please report it",
+            RepoError::Local { .. } | RepoError::Poisoned => return None,
+        };
+        Some(text.to_owned())
+    }
+}

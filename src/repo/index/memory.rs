@@ -1,0 +1,387 @@
+//! What this machine remembers besides chunks: outcomes as they were stored, the rollback memory, own sessions, the
+//! verification ledger, and small values by name (format-spec chapter on client-local state).
+
+use super::catalog::pack_handle;
+use super::{IndexError, LocalIndex, Trouble};
+use crate::pure::base::Timestamp;
+use crate::pure::format::outcome::OutcomeKind;
+use crate::pure::id::{KeyId, ObjectHash, PackId, SessionId, SourceId};
+use rusqlite::{OptionalExtension, params};
+use std::collections::HashSet;
+
+/// What the mirror knows of one outcome without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownOutcome {
+    pub session: SessionId,
+    pub kind: OutcomeKind,
+    /// Who signed it.
+    pub kid: KeyId,
+    pub sequence: u64,
+    /// Of the stored object.
+    pub hash: ObjectHash,
+    pub source: Option<SourceId>,
+    pub created: Timestamp,
+    pub flags: u64,
+    /// A tombstone for it was seen.
+    pub dropped: bool,
+}
+
+/// A session of this machine's that has not ended, as far as is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenSession {
+    pub session: SessionId,
+    pub boot_id: Vec<u8>,
+    pub pid: u32,
+    pub started: Timestamp,
+    /// Number of its next L0 run.
+    pub next_run: u32,
+}
+
+/// What became of an own session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// Its outcome is published.
+    Ended = 1,
+    /// Somebody else has ended it (a fence).
+    Superseded = 2,
+}
+
+/// When and how thoroughly a pack was verified last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// As the caller counts it: more is more thorough.
+    pub depth: u8,
+    pub at: Timestamp,
+    pub sound: bool,
+}
+
+impl LocalIndex {
+    /// Remembers a value by name, in place of an earlier one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn remember(&self, key: &str, value: &[u8]) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('m/' || ?1, ?2)")?
+                .execute(params![key, value])?;
+            Ok(())
+        })
+    }
+
+    /// Returns what [`Self::remember`] was given.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn recall(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+        self.read(|connection| {
+            Ok(connection
+                .prepare_cached("SELECT v FROM meta WHERE k = 'm/' || ?1")?
+                .query_row([key], |row| row.get(0))
+                .optional()?)
+        })
+    }
+
+    /// Forgets a value.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn forget(&self, key: &str) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection
+                .prepare_cached("DELETE FROM meta WHERE k = 'm/' || ?1")?
+                .execute([key])?;
+            Ok(())
+        })
+    }
+
+    /// Notes that this process works on a session: its packs can be referred to from now on.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn start_session(
+        &self,
+        session: &SessionId,
+        boot_id: &[u8],
+        pid: u32,
+        now: Timestamp,
+    ) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection.execute(
+                "INSERT OR REPLACE INTO mysession VALUES (?1, ?2, ?3, ?4, 0, 0)",
+                params![session.as_bytes(), now.0, boot_id, pid],
+            )?;
+            Ok(())
+        })?;
+        self.current.write().insert(*session);
+        Ok(())
+    }
+
+    /// Notes that an own session is over. Packs of its that no accepted run lists cannot be referred to any more, until
+    /// they are adopted.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn end_session(&self, session: &SessionId, end: SessionEnd) -> Result<(), IndexError> {
+        self.current.write().remove(session);
+        self.write(|connection| {
+            connection.execute(
+                "UPDATE mysession SET state = ?2 WHERE sid = ?1",
+                params![session.as_bytes(), end as i64],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Returns the sessions of this machine's that have not ended, oldest first: those of this process, of others that
+    /// are running, and of dead ones.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn open_sessions(&self) -> Result<Vec<OpenSession>, IndexError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT sid, boot_id, pid, started_ns, next_run FROM mysession WHERE state = 0 ORDER BY started_ns, sid",
+            )?;
+            let sessions = statement.query_map([], |row| {
+                Ok(OpenSession {
+                    session: SessionId(row.get(0)?),
+                    boot_id: row.get(1)?,
+                    pid: row.get(2)?,
+                    started: Timestamp(row.get(3)?),
+                    next_run: row.get(4)?,
+                })
+            })?;
+            Ok(sessions.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Returns the sessions that left packs behind that no accepted run lists: open ones, and dead ones whose packs wait
+    /// for adoption.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn sessions_with_packs(&self) -> Result<Vec<SessionId>, IndexError> {
+        self.read(|connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT DISTINCT owner FROM pack WHERE owner IS NOT NULL ORDER BY owner")?;
+            let sessions = statement.query_map([], |row| row.get(0).map(SessionId))?;
+            Ok(sessions.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Sets the number of the next L0 run of an own session. Before the run is stored, so that no number is used twice.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn set_next_run(&self, session: &SessionId, next_run: u32) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection.execute(
+                "UPDATE mysession SET next_run = ?2 WHERE sid = ?1",
+                params![session.as_bytes(), next_run],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Keeps an outcome: what is known of it, and the object exactly as stored (sealed).
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn put_outcome(&self, outcome: &KnownOutcome, object: &[u8]) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO snap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                .execute(params![
+                    outcome.session.as_bytes(),
+                    outcome.kind as i64,
+                    outcome.kid.as_bytes(),
+                    outcome.sequence as i64,
+                    outcome.hash.as_bytes(),
+                    outcome.source.as_ref().map(SourceId::as_bytes),
+                    outcome.created.0,
+                    outcome.flags as i64,
+                    outcome.dropped
+                ])?;
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO snap_object (sid, object) VALUES (?1, ?2)")?
+                .execute(params![outcome.session.as_bytes(), object])?;
+            Ok(())
+        })
+    }
+
+    /// Returns every outcome that is kept, oldest first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn outcomes(&self) -> Result<Vec<KnownOutcome>, IndexError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT sid, kind, kid, seq, hash, source, created, flags, dropped FROM snap ORDER BY created, sid",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut outcomes = Vec::new();
+            while let Some(row) = rows.next()? {
+                outcomes.push(KnownOutcome {
+                    session: SessionId(row.get(0)?),
+                    kind: outcome_kind(row.get(1)?)?,
+                    kid: KeyId(row.get(2)?),
+                    sequence: row.get::<_, i64>(3)? as u64,
+                    hash: ObjectHash(row.get(4)?),
+                    source: row.get::<_, Option<_>>(5)?.map(SourceId),
+                    created: Timestamp(row.get(6)?),
+                    flags: row.get::<_, i64>(7)? as u64,
+                    dropped: row.get::<_, i64>(8)? != 0,
+                });
+            }
+            Ok(outcomes)
+        })
+    }
+
+    /// Returns an outcome as it was stored. The seal is the check.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn outcome_bytes(&self, session: &SessionId) -> Result<Option<Vec<u8>>, IndexError> {
+        self.read(|connection| {
+            Ok(connection
+                .prepare_cached("SELECT object FROM snap_object WHERE sid = ?1")?
+                .query_row([session.as_bytes()], |row| row.get(0))
+                .optional()?)
+        })
+    }
+
+    /// Sets which outcomes have a tombstone: those in `dropped`, and no others.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn set_dropped(&self, dropped: &[SessionId]) -> Result<(), IndexError> {
+        let dropped: HashSet<_> = dropped.iter().collect();
+        self.write(|connection| {
+            let mut statement = connection.prepare_cached("SELECT sid, dropped FROM snap")?;
+            let known = statement
+                .query_map([], |row| Ok((SessionId(row.get(0)?), row.get::<_, i64>(1)? != 0)))?
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut update = connection.prepare_cached("UPDATE snap SET dropped = ?2 WHERE sid = ?1")?;
+            for (session, before) in known {
+                let now = dropped.contains(&session);
+                if now != before {
+                    update.execute(params![session.as_bytes(), now])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets the outcomes that are not in `existing`. Returns those that were forgotten.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn retain_outcomes(&self, existing: &HashSet<SessionId>) -> Result<Vec<SessionId>, IndexError> {
+        self.write(|connection| {
+            let mut statement = connection.prepare_cached("SELECT sid FROM snap")?;
+            let known = statement
+                .query_map([], |row| row.get(0).map(SessionId))?
+                .collect::<Result<Vec<_>, _>>()?;
+            let removed: Vec<_> = known
+                .into_iter()
+                .filter(|session| !existing.contains(session))
+                .collect();
+            for session in &removed {
+                connection
+                    .prepare_cached("DELETE FROM snap WHERE sid = ?1")?
+                    .execute([session.as_bytes()])?;
+                connection
+                    .prepare_cached("DELETE FROM snap_object WHERE sid = ?1")?
+                    .execute([session.as_bytes()])?;
+            }
+            Ok(removed)
+        })
+    }
+
+    /// Returns the highest outcome that was ever seen of a writer.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn head(&self, kid: &KeyId) -> Result<Option<(u64, ObjectHash)>, IndexError> {
+        self.read(|connection| {
+            Ok(connection
+                .prepare_cached("SELECT seq, hash FROM head WHERE kid = ?1")?
+                .query_row([kid.as_bytes()], |row| {
+                    Ok((row.get::<_, i64>(0)? as u64, ObjectHash(row.get(1)?)))
+                })
+                .optional()?)
+        })
+    }
+
+    /// Returns [`Self::head`] of every writer.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn heads(&self) -> Result<Vec<(KeyId, u64, ObjectHash)>, IndexError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT kid, seq, hash FROM head ORDER BY kid")?;
+            let heads = statement.query_map([], |row| {
+                Ok((
+                    KeyId(row.get(0)?),
+                    row.get::<_, i64>(1)? as u64,
+                    ObjectHash(row.get(2)?),
+                ))
+            })?;
+            Ok(heads.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Remembers an outcome of a writer, if it is higher than the highest so far.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn raise_head(&self, kid: &KeyId, sequence: u64, hash: &ObjectHash) -> Result<(), IndexError> {
+        self.write(|connection| {
+            let known: Option<i64> = connection
+                .prepare_cached("SELECT seq FROM head WHERE kid = ?1")?
+                .query_row([kid.as_bytes()], |row| row.get(0))
+                .optional()?;
+            if known.is_none_or(|known| sequence > known as u64) {
+                connection
+                    .prepare_cached("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3)")?
+                    .execute(params![kid.as_bytes(), sequence as i64, hash.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes in the ledger that a pack was verified. Does nothing for a pack that is not known.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn record_verified(&self, pack: &PackId, depth: u8, now: Timestamp, sound: bool) -> Result<(), IndexError> {
+        self.write(|connection| {
+            if let Some(handle) = pack_handle(connection, pack)? {
+                connection
+                    .prepare_cached("INSERT OR REPLACE INTO scrub VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![handle, depth, now.0, sound])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns what the ledger says about a pack.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn verified(&self, pack: &PackId) -> Result<Option<Verified>, IndexError> {
+        Ok(self.pack(pack)?.and_then(|info| info.verified))
+    }
+}
+
+fn outcome_kind(number: i64) -> Result<OutcomeKind, Trouble> {
+    Ok(match number {
+        1 => OutcomeKind::Commit,
+        2 => OutcomeKind::Checkpoint,
+        3 => OutcomeKind::Maintenance,
+        4 => OutcomeKind::Fence,
+        5 => OutcomeKind::Abandon,
+        _ => return Err(Trouble::Damaged("an outcome is of no known kind")),
+    })
+}

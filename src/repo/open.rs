@@ -1,0 +1,564 @@
+//! Making, finding and unlocking a repository (format-spec chapters on keys and config).
+
+use super::error::{RepoError, object_error, store_error};
+use super::index::{IndexError, LocalIndex, NodeCache};
+use crate::edge::host;
+use crate::edge::store::{Created, Listed, Part, Prefix, Store, StoreKey};
+use crate::pure::crypto::kdf::{self, Cost};
+use crate::pure::crypto::sign::{WriterKey, role};
+use crate::pure::crypto::{EpochSecrets, KeyRing, Secret, Signer, Verifier};
+use crate::pure::format::config::Config;
+use crate::pure::format::grant::{self, Grant, KidRow};
+use crate::pure::format::name::ObjectName;
+use crate::pure::format::protector::{Protector, ProtectorKind};
+use crate::pure::id::{KeyId, ObjectHash, RepoId};
+use bytes::Bytes;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// At most this many protectors are tried on unlock, so that planted ones cannot cost hours (X13).
+const PROTECTORS_TRIED_MAX: usize = 8;
+
+/// What the user unlocks a repository with.
+#[derive(Clone)]
+pub enum Credential {
+    /// UTF-8 bytes as entered.
+    Password(zeroize::Zeroizing<Vec<u8>>),
+    /// The 32 bytes of a key file.
+    KeyFile(Secret),
+}
+
+impl Credential {
+    /// Returns the word for what this is.
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Credential::Password(_) => "password",
+            Credential::KeyFile(_) => "key file",
+        }
+    }
+
+    /// Reads the text of a key file: 64 hex digits and a newline.
+    pub fn from_key_file(text: &[u8]) -> Option<Credential> {
+        let text = std::str::from_utf8(text).ok()?;
+        let text = text.strip_suffix('\n').unwrap_or(text).to_ascii_lowercase();
+        Some(Credential::KeyFile(Secret::from_slice(&crate::pure::id::from_hex(
+            &text,
+        )?)?))
+    }
+}
+
+/// Where local state is kept and how much of it.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// Root of the cache; each repository has a folder below it.
+    pub cache_dir: PathBuf,
+    /// Ceiling of the index's filter, bytes.
+    pub filter_bytes_max: u64,
+    /// Ceiling of the tree node cache, bytes.
+    pub node_cache_bytes_max: u64,
+}
+
+/// An unlocked repository.
+pub struct Repo {
+    pub store: Arc<dyn Store>,
+    pub config: Config,
+    pub keys: Arc<KeyRing>,
+    pub signer: Signer,
+    pub verifier: Verifier,
+    pub kid: KeyId,
+    /// What the key holder's signing and grant keys are made of: for adding another password.
+    pub kid_secret: Secret,
+    /// What it was opened with.
+    pub protector: ObjectName,
+    pub roles: u32,
+    pub index: Arc<LocalIndex>,
+    pub nodes: NodeCache,
+    /// Folder of this repository's local state.
+    pub state_dir: PathBuf,
+    /// What the admin keeps: every key holder's grant key and label.
+    pub grant: Grant,
+    pub grant_number: u64,
+    /// Notes for the user that came up while opening (a rebuilt index, for instance).
+    pub notes: Vec<String>,
+}
+
+impl std::fmt::Debug for Repo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Repo({} at {})", self.config.repo, self.store.location())
+    }
+}
+
+/// Turns a format name into a store key.
+pub fn store_key(name: &ObjectName) -> StoreKey {
+    StoreKey::new(name.to_string()).expect("every name of the format is a valid store key")
+}
+
+/// Turns a literal into a prefix.
+pub fn prefix(text: &str) -> Prefix {
+    Prefix::new(text).expect("prefixes are literals or ids")
+}
+
+/// Lists a prefix and keeps the names that version 1 knows.
+pub fn list_names(store: &dyn Store, under: &str) -> Result<Vec<(ObjectName, Listed)>, RepoError> {
+    let mut names = Vec::new();
+    store
+        .list(&prefix(under), &mut |listed| {
+            if let Some(name) = ObjectName::parse(listed.key.as_str()) {
+                names.push((name, listed));
+            }
+        })
+        .map_err(store_error(format!("listing {under} of the repository")))?;
+    Ok(names)
+}
+
+/// Creates an object; a taken name is an error (`what` says which object it was).
+pub fn create_new(store: &dyn Store, name: &ObjectName, body: Vec<u8>, what: &str) -> Result<(), RepoError> {
+    let key = store_key(name);
+    match store
+        .create(&key, Bytes::from(body))
+        .map_err(store_error(format!("writing {what}")))?
+    {
+        Created::New => Ok(()),
+        Created::Exists => Err(RepoError::Internal(format!("the new name {key} was taken already"))),
+    }
+}
+
+/// Reads a whole object.
+pub fn read_whole(store: &dyn Store, name: &ObjectName, what: &str) -> Result<Bytes, RepoError> {
+    store
+        .read(&store_key(name), Part::Whole)
+        .map_err(store_error(format!("reading {what}")))
+}
+
+/// Makes a repository with one admin key. Nothing counts until the configuration, which is written last.
+///
+/// # Errors
+/// When the place holds a repository already, or cannot be written.
+pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<RepoId, RepoError> {
+    store
+        .prepare()
+        .map_err(store_error("preparing the place for the repository"))?;
+    if !list_names(store, "config/")?.is_empty() {
+        return Err(RepoError::AlreadyARepository {
+            location: store.location(),
+        });
+    }
+    let abilities = store.probe().map_err(store_error("trying out what the store can do"))?;
+    let now = host::now();
+    let repo = RepoId(host::random());
+    let kid = KeyId(host::random());
+    let kid_secret = Secret::new(host::random());
+    let signer = Signer::new(kid, &kid_secret, &repo);
+    let fresh = || Some(Secret::new(host::random()));
+    let secrets = EpochSecrets {
+        epoch: 1,
+        id: fresh(),
+        cdc: fresh(),
+        split: fresh(),
+        idx: fresh(),
+        meta: fresh(),
+        data: fresh(),
+        psk: fresh(),
+        id_meta: None,
+    };
+    let admin = WriterKey {
+        kid,
+        public_key: signer.public_key(),
+        roles: role::ADMIN,
+        from_config: 0,
+        revoked_at: None,
+        chain_end: None,
+    };
+    let mut config = Config::first(repo, now, admin);
+    config.gc.conditional_writes = abilities.conditional_create;
+    if !abilities.conditional_create {
+        // Format-spec chapter 16: the weaker mode rests on intervals.
+        config.gc.dead_seconds = 14 * 86_400;
+        config.gc.grace_seconds = 86_400;
+    }
+    let grant_key = grant::grant_key(&kid_secret, &repo);
+    let grant = Grant {
+        issuer: kid,
+        created: now,
+        roles: role::ADMIN,
+        repo,
+        config_sequence: config.sequence,
+        admin_keys: vec![signer.public_key()],
+        epochs: vec![secrets],
+        label: Some("admin".into()),
+        kid_table: vec![KidRow {
+            kid,
+            grant_key: grant_key.clone(),
+            label: "admin".into(),
+        }],
+    };
+    let protector = make_protector(&repo, kid, &kid_secret, credential, cost, None)?;
+    create_new(store, &ObjectName::Protector(kid, 0), protector.encode(), "the key")?;
+    let sealed = grant.encode(&kid, 0, &grant_key, &signer, host::random());
+    create_new(store, &ObjectName::Grant(kid, 0), sealed, "the grant")?;
+    create_new(
+        store,
+        &ObjectName::Config(config.sequence),
+        config.encode(&signer),
+        "the configuration",
+    )?;
+    Ok(repo)
+}
+
+/// Wraps a key holder's secret for one more credential.
+///
+/// # Errors
+/// When the cost is out of bounds.
+pub fn make_protector(
+    repo: &RepoId,
+    kid: KeyId,
+    kid_secret: &Secret,
+    credential: &Credential,
+    cost: Cost,
+    hint: Option<String>,
+) -> Result<Protector, RepoError> {
+    let (kind, ikm) = match credential {
+        Credential::Password(password) => {
+            let salt = host::random();
+            let ikm = kdf::argon2id(password, &salt, cost).map_err(|error| RepoError::Internal(error.to_string()))?;
+            (ProtectorKind::Passphrase { salt, cost }, ikm)
+        }
+        Credential::KeyFile(secret) => (ProtectorKind::KeyFile, secret.clone()),
+    };
+    Ok(Protector::wrap(repo, kid, host::now(), kind, hint, &ikm, kid_secret))
+}
+
+/// A repository that has been found but not unlocked.
+pub struct Locked {
+    store: Arc<dyn Store>,
+    config: Config,
+    index: Arc<LocalIndex>,
+    state_dir: PathBuf,
+    options: LocalOptions,
+    notes: Vec<String>,
+}
+
+/// Remembers which repository lies at an address, so that another disk in its place is noticed.
+fn location_file(cache_dir: &Path, location: &str) -> PathBuf {
+    let digest = crate::pure::crypto::hash(location.as_bytes());
+    cache_dir.join("locations").join(crate::pure::id::to_hex(&digest[..16]))
+}
+
+/// Forgets which repository lies at an address: a new one has been made there.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub fn forget_location(cache_dir: &Path, location: &str) -> Result<(), RepoError> {
+    match std::fs::remove_file(location_file(cache_dir, location)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(local(format!("forgetting what was at {location}"))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn local(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RepoError {
+    let what = what.into();
+    move |source| RepoError::Local { what, source }
+}
+
+fn private_dir(path: &Path) -> Result<(), RepoError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(local(format!("making the cache directory {}", path.display())))
+}
+
+/// Finds a repository: reads its newest configuration and opens the local state for it.
+///
+/// # Errors
+/// When there is none, when it is another one than before, or when it has gone back in time.
+pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, RepoError> {
+    let location = store.location();
+    let newest = list_names(&*store, "config/")?
+        .into_iter()
+        .filter_map(|(name, _)| {
+            if let ObjectName::Config(number) = name {
+                Some(number)
+            } else {
+                None
+            }
+        })
+        .max()
+        .ok_or_else(|| RepoError::NotARepository {
+            location: location.clone(),
+        })?;
+    let mut notes = Vec::new();
+    if let Err(error) = private_dir(&options.cache_dir.join("locations")) {
+        notes.push(format!("the cache cannot be used, working without one: {error}"));
+    }
+    let known_file = location_file(&options.cache_dir, &location);
+    let known: Option<RepoId> = std::fs::read_to_string(&known_file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    let mut opened = match &known {
+        Some(repo) => Some(open_index(&options, repo, &mut notes)?),
+        None => None,
+    };
+    let config_name = ObjectName::Config(newest);
+    let remembered = match &opened {
+        Some((index, _)) => index.recall(&config_name.to_string())?,
+        None => None,
+    };
+    let was_remembered = remembered.is_some();
+    let bytes = match remembered {
+        Some(bytes) => Bytes::from(bytes),
+        None => read_whole(&*store, &config_name, "the configuration")?,
+    };
+    let config = Config::decode(&bytes, newest, None).map_err(object_error("opening", &config_name))?;
+    if let Some(expected) = known
+        && expected != config.repo
+    {
+        return Err(RepoError::OtherRepository {
+            location,
+            found: config.repo,
+            expected,
+        });
+    }
+    let (index, state_dir) = match opened.take() {
+        Some(opened) => opened,
+        None => open_index(&options, &config.repo, &mut notes)?,
+    };
+    let seen = index
+        .recall("config-seen")?
+        .and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+    if let Some(seen) = seen
+        && seen > newest
+    {
+        return Err(RepoError::ConfigRollback { seen, found: newest });
+    }
+    if !was_remembered {
+        index.remember(&config_name.to_string(), &bytes)?;
+        index.remember("config-seen", &newest.to_le_bytes())?;
+    }
+    if known.is_none() {
+        // Losing this file costs a warning about a swapped repository, nothing else.
+        let _ = std::fs::write(&known_file, config.repo.to_string());
+    }
+    Ok(Locked {
+        store,
+        config,
+        index: Arc::new(index),
+        state_dir,
+        options,
+        notes,
+    })
+}
+
+fn open_index(
+    options: &LocalOptions,
+    repo: &RepoId,
+    notes: &mut Vec<String>,
+) -> Result<(LocalIndex, PathBuf), RepoError> {
+    let dir = options.cache_dir.join(repo.to_string());
+    let attempt = private_dir(&dir).and_then(|()| Ok(LocalIndex::open(&dir, repo, options.filter_bytes_max)?));
+    match attempt {
+        Ok(index) => {
+            if index.was_rebuilt().is_some() {
+                notes.push("the local index was damaged; it has been set aside and is being rebuilt".into());
+            }
+            Ok((index, dir))
+        }
+        Err(error) => {
+            notes.push(format!(
+                "the cache cannot be used, working with a temporary one: {error}"
+            ));
+            let index = LocalIndex::open_temporary(repo)?;
+            let dir = index.directory().to_path_buf();
+            Ok((index, dir))
+        }
+    }
+}
+
+impl Locked {
+    /// Returns the configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Unlocks with a password or key file.
+    ///
+    /// # Errors
+    /// When no protector opens, or the key has no valid grant.
+    pub fn unlock(self, credential: &Credential) -> Result<Repo, RepoError> {
+        let (protector, kid, kid_secret) = self.open_protector(credential).map_err(|error| self.doubt(error))?;
+        let repo = self.config.repo;
+        let verifier = self.config.verifier();
+        let grant_key = grant::grant_key(&kid_secret, &repo);
+        let (grant, grant_number) = self.open_grant(&kid, &grant_key, &verifier)?;
+        // On a machine that has never been here, the grant is what remembers how far the configuration had come.
+        if grant.config_sequence > self.config.sequence {
+            return Err(RepoError::ConfigRollback {
+                seen: grant.config_sequence,
+                found: self.config.sequence,
+            });
+        }
+        let admin = verifier.writers.iter().find(|writer| writer.kid == self.config.admin);
+        if !admin.is_some_and(|admin| grant.admin_keys.contains(&admin.public_key)) {
+            return Err(RepoError::Gap {
+                what: format!(
+                    "configuration {} is not signed by an administrator that this key knows",
+                    self.config.sequence
+                ),
+            });
+        }
+        let keys = KeyRing::new(repo, grant.epochs.clone(), self.config.epoch)
+            .map_err(|error| object_error("using", "the grant")(error.into()))?;
+        let signer = Signer::new(kid, &kid_secret, &repo);
+        let nodes = NodeCache::open(
+            &self.state_dir,
+            &repo,
+            &grant::cache_key(&kid_secret, &repo),
+            self.options.node_cache_bytes_max,
+        )
+        .map_err(IndexError::from)?;
+        Ok(Repo {
+            store: self.store,
+            keys: Arc::new(keys),
+            signer,
+            verifier,
+            kid,
+            kid_secret,
+            protector,
+            roles: grant.roles,
+            index: self.index,
+            nodes,
+            state_dir: self.state_dir,
+            config: self.config,
+            grant,
+            grant_number,
+            notes: self.notes,
+        })
+    }
+
+    /// The configuration may have come from the local state. When nothing opens, another repository may lie at this address by
+    /// now, and "wrong password" would send people looking in the wrong place.
+    fn doubt(&self, error: RepoError) -> RepoError {
+        let number = self.config.sequence;
+        let found = read_whole(&*self.store, &ObjectName::Config(number), "the configuration")
+            .ok()
+            .and_then(|bytes| Config::decode(&bytes, number, None).ok());
+        match found {
+            Some(found) if found.repo != self.config.repo => RepoError::OtherRepository {
+                location: self.store.location(),
+                found: found.repo,
+                expected: self.config.repo,
+            },
+            _ => error,
+        }
+    }
+
+    /// Finds the protector that the credential opens. Which protectors exist is asked of the store each time, so that a
+    /// removed one stops working at once; their bytes never change and come from the local state.
+    fn open_protector(&self, credential: &Credential) -> Result<(ObjectName, KeyId, Secret), RepoError> {
+        let mut names: Vec<ObjectName> = list_names(&*self.store, "keys/")?
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        if let Some(last) = self.index.recall("last-protector")? {
+            names.sort_by_key(|name| name.to_string().into_bytes() != last);
+        }
+        let mut tried = 0;
+        let mut fitting = false;
+        for name in &names {
+            let ObjectName::Protector(kid, _) = name else { continue };
+            if tried == PROTECTORS_TRIED_MAX {
+                break;
+            }
+            let bytes = match self.index.recall(&name.to_string())? {
+                Some(bytes) => Bytes::from(bytes),
+                None => read_whole(&*self.store, name, "a key")?,
+            };
+            // One damaged protector does not stand in the way of another.
+            let Ok(protector) = Protector::decode(&bytes, kid) else {
+                continue;
+            };
+            let ikm = match (&protector.kind, credential) {
+                (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
+                    match kdf::argon2id(password, salt, *cost) {
+                        Ok(ikm) => ikm,
+                        Err(_) => continue,
+                    }
+                }
+                (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
+                _ => continue,
+            };
+            fitting = true;
+            tried += 1;
+            if let Ok(kid_secret) = protector.unwrap(&self.config.repo, &ikm) {
+                self.index.remember(&name.to_string(), &bytes)?;
+                self.index.remember("last-protector", name.to_string().as_bytes())?;
+                return Ok((name.clone(), *kid, kid_secret));
+            }
+        }
+        Err(if fitting {
+            RepoError::WrongKey
+        } else {
+            RepoError::NoSuchProtector(credential.noun())
+        })
+    }
+
+    /// Opens the newest grant that verifies. It is asked for again when the configuration has changed.
+    fn open_grant(&self, kid: &KeyId, grant_key: &Secret, verifier: &Verifier) -> Result<(Grant, u64), RepoError> {
+        let memory = format!("grant-{kid}-{}", self.config.sequence);
+        if let Some(stored) = self.index.recall(&memory)?
+            && let Some((number, bytes)) = stored.split_first_chunk::<8>()
+        {
+            let number = u64::from_le_bytes(*number);
+            if let Ok(grant) = Grant::decode(bytes, kid, number, grant_key, &self.config.repo, verifier) {
+                return Ok((grant, number));
+            }
+        }
+        let mut numbers: Vec<u64> = list_names(&*self.store, &format!("grants/{kid}/"))?
+            .into_iter()
+            .filter_map(|(name, _)| {
+                if let ObjectName::Grant(_, number) = name {
+                    Some(number)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        numbers.sort_unstable_by(|a, b| b.cmp(a));
+        let mut last = None;
+        for number in numbers {
+            let name = ObjectName::Grant(*kid, number);
+            let bytes = read_whole(&*self.store, &name, "the grant")?;
+            match Grant::decode(&bytes, kid, number, grant_key, &self.config.repo, verifier) {
+                Ok(grant) => {
+                    let mut stored = number.to_le_bytes().to_vec();
+                    stored.extend_from_slice(&bytes);
+                    self.index.remember(&memory, &stored)?;
+                    return Ok((grant, number));
+                }
+                Err(error) => last = Some(object_error("opening", &name)(error)),
+            }
+        }
+        Err(last.unwrap_or(RepoError::NoGrant))
+    }
+}
+
+impl Repo {
+    /// Fails unless this key has at least one of the role bits (an admin has all).
+    ///
+    /// # Errors
+    /// [`RepoError::Role`] with `what`.
+    pub fn require(&self, roles: u32, what: &'static str) -> Result<(), RepoError> {
+        if self.roles & (roles | role::ADMIN) == 0 {
+            return Err(RepoError::Role(what));
+        }
+        Ok(())
+    }
+
+    /// Returns BLAKE3 of an object's bytes.
+    pub fn object_hash(bytes: &[u8]) -> ObjectHash {
+        ObjectHash(crate::pure::crypto::hash(bytes))
+    }
+}

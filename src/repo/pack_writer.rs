@@ -1,0 +1,475 @@
+//! Filling packs, verifying them, and making them durable (invariants I-2, I-4, I-9, I-12). Workers add sealed frames from many
+//! threads; uploader threads seal, decode again, and upload full packs. The first repository error poisons the writer: from
+//! then on every call fails, so nothing can be published.
+
+use super::error::{RepoError, store_error};
+use super::index::{LocalIndex, OwnPack};
+use super::open::store_key;
+use crate::edge::host;
+use crate::edge::store::{Created, Store};
+use crate::pure::crypto::{BlobKey, Domain, KeyRing, ObjectClass, Secret, Slot};
+use crate::pure::format::blob::{self, BlobType, Codec, Opened, Opener, Padding};
+use crate::pure::format::config::Config;
+use crate::pure::format::name::{ObjectName, PackKind};
+use crate::pure::format::pack::{PackBuilder, PackHeader, SealedPack};
+use crate::pure::id::{ChunkId, PackId, SessionId};
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+/// Spread of the in-flight map over locks.
+const SHARDS: usize = 16;
+/// A pack never holds more blobs than this, so that its trailer stays readable with one further request.
+const BLOBS_MAX: usize = 65_536;
+
+/// The two session keys and their slots (format-spec chapter on keys).
+pub struct SessionKeys {
+    pub data: (Slot, BlobKey),
+    pub meta: (Slot, BlobKey),
+    /// The meta session key itself, for the manifest frame.
+    pub meta_secret: Secret,
+}
+
+impl SessionKeys {
+    /// Draws two independent keys and wraps them.
+    ///
+    /// # Errors
+    /// When this key holder may not write.
+    pub fn draw(keys: &KeyRing) -> Result<SessionKeys, RepoError> {
+        let wrap = |domain| {
+            let secret = Secret::new(host::random());
+            let slot = keys
+                .wrap_session_key(domain, &secret, &host::random())
+                .map_err(|error| super::error::object_error("making", "session keys")(error.into()))?;
+            Ok::<_, RepoError>((slot, keys.blob_key(domain, &secret), secret))
+        };
+        let (data_slot, data_key, _) = wrap(Domain::Data)?;
+        let (meta_slot, meta_key, meta_secret) = wrap(Domain::Meta)?;
+        Ok(SessionKeys {
+            data: (data_slot, data_key),
+            meta: (meta_slot, meta_key),
+            meta_secret,
+        })
+    }
+
+    fn of(&self, kind: PackKind) -> &(Slot, BlobKey) {
+        match kind {
+            PackKind::Data => &self.data,
+            PackKind::Meta => &self.meta,
+        }
+    }
+}
+
+/// Figures of a writer.
+#[derive(Debug, Default)]
+pub struct WriterCounts {
+    /// Blobs written.
+    pub chunks_new: AtomicU64,
+    /// Blobs that were there already.
+    pub chunks_reused: AtomicU64,
+    /// Plaintext bytes of new blobs.
+    pub bytes_new: AtomicU64,
+    /// Bytes of packs that were uploaded.
+    pub bytes_stored: AtomicU64,
+    pub packs_uploaded: AtomicU64,
+}
+
+/// Whether a blob has to be written by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody has it: the caller must seal it and [`PackWriter::add`] it.
+    New,
+    /// The repository has it, or another thread is writing it.
+    Known,
+}
+
+/// Proof that every pack of a writer is durable and described. Only [`PackWriter::finish`] makes one.
+#[derive(Debug)]
+pub struct Durable {
+    _private: (),
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    index: Arc<LocalIndex>,
+    keys: Arc<KeyRing>,
+    session_keys: SessionKeys,
+    session: SessionId,
+    padding: Padding,
+    epoch: u32,
+    targets: [usize; 2],
+    lanes: [Vec<Mutex<Option<PackBuilder>>>; 2],
+    in_flight: Vec<Mutex<HashSet<ChunkId>>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    poisoned: AtomicBool,
+    poison: Mutex<Option<RepoError>>,
+    used: Mutex<HashSet<PackId>>,
+    unlisted: Mutex<Vec<OwnPack>>,
+    unlisted_records: AtomicU64,
+    counts: WriterCounts,
+}
+
+/// Writes the packs of one session.
+pub struct PackWriter {
+    shared: Arc<Shared>,
+    queue: Mutex<Option<Sender<(PackKind, PackBuilder)>>>,
+    uploaders: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl PackWriter {
+    /// Starts the uploader threads (`uploads` packs at once).
+    ///
+    /// # Errors
+    /// When this key may not write.
+    pub fn start(
+        store: Arc<dyn Store>,
+        index: Arc<LocalIndex>,
+        keys: Arc<KeyRing>,
+        config: &Config,
+        session: SessionId,
+        uploads: usize,
+    ) -> Result<PackWriter, RepoError> {
+        let lanes = config.lanes.clamp(1, 4) as usize;
+        let make_lanes = |count| (0..count).map(|_| Mutex::new(None)).collect();
+        let clamp = |bytes: u64| bytes.clamp(1 << 20, 1 << 30) as usize;
+        let shared = Arc::new(Shared {
+            session_keys: SessionKeys::draw(&keys)?,
+            store,
+            index,
+            keys,
+            session,
+            padding: config.padding,
+            epoch: config.epoch,
+            targets: [clamp(config.data_pack_bytes), clamp(config.meta_pack_bytes)],
+            // Metadata blobs are few: one open pack is enough.
+            lanes: [make_lanes(lanes), make_lanes(1)],
+            in_flight: (0..SHARDS).map(|_| Mutex::new(HashSet::new())).collect(),
+            buffers: Mutex::new(Vec::new()),
+            poisoned: AtomicBool::new(false),
+            poison: Mutex::new(None),
+            used: Mutex::new(HashSet::new()),
+            unlisted: Mutex::new(Vec::new()),
+            unlisted_records: AtomicU64::new(0),
+            counts: WriterCounts::default(),
+        });
+        // The queue holds nothing: a full pack waits in the hands of the thread that filled it, which bounds memory.
+        let (queue, packs) = bounded(0);
+        let uploaders: Vec<JoinHandle<()>> = (0..uploads.max(1))
+            .map(|_| {
+                let shared = shared.clone();
+                let packs: Receiver<(PackKind, PackBuilder)> = packs.clone();
+                std::thread::Builder::new()
+                    .name("upload".into())
+                    .spawn(move || shared.upload_all(&packs))
+                    .map_err(|source| RepoError::Local {
+                        what: "starting an upload thread".into(),
+                        source,
+                    })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(PackWriter {
+            shared,
+            queue: Mutex::new(Some(queue)),
+            uploaders: Mutex::new(uploaders),
+        })
+    }
+
+    /// Returns the session keys.
+    pub fn session_keys(&self) -> &SessionKeys {
+        &self.shared.session_keys
+    }
+
+    /// Returns the figures so far.
+    pub fn counts(&self) -> &WriterCounts {
+        &self.shared.counts
+    }
+
+    /// Returns the packs that this session has referenced by lookup or by upload.
+    pub fn used(&self) -> HashSet<PackId> {
+        self.shared.used.lock().clone()
+    }
+
+    /// Asks whether a blob is new. `New` obliges the caller to add it.
+    ///
+    /// # Errors
+    /// When the index fails, or the writer is poisoned.
+    pub fn claim(&self, id: &ChunkId) -> Result<Claim, RepoError> {
+        let shared = &*self.shared;
+        shared.check_poison()?;
+        if !shared.shard(id).lock().insert(*id) {
+            shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
+            return Ok(Claim::Known);
+        }
+        if shared.index.maybe(id)
+            && let Some(place) = shared.index.find(id)?
+            // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
+            && !shared.index.is_lost(id)?
+        {
+            shared.used.lock().insert(place.pack);
+            shared.shard(id).lock().remove(id);
+            shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
+            return Ok(Claim::Known);
+        }
+        Ok(Claim::New)
+    }
+
+    /// Seals a claimed blob into an open pack. `payload` is coded as `codec` says. Blocks while uploads are behind.
+    ///
+    /// # Errors
+    /// When the writer is poisoned.
+    pub fn add(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        codec: Codec,
+        raw_len: u32,
+        payload: &[u8],
+        frame: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
+        let shared = &*self.shared;
+        shared.check_poison()?;
+        let kind = if ty == BlobType::Data {
+            PackKind::Data
+        } else {
+            PackKind::Meta
+        };
+        let (_, key) = shared.session_keys.of(kind);
+        frame.clear();
+        blob::seal_frame(
+            frame,
+            key,
+            shared.keys.repo(),
+            0,
+            ty,
+            id,
+            codec,
+            raw_len,
+            payload,
+            shared.padding,
+        );
+        shared.counts.chunks_new.fetch_add(1, Ordering::Relaxed);
+        shared.counts.bytes_new.fetch_add(u64::from(raw_len), Ordering::Relaxed);
+        // Ids are outputs of a keyed hash, so any byte of one picks a lane at random.
+        let lanes = &shared.lanes[kind as usize];
+        let mut lane = lanes[usize::from(id.0[31]) % lanes.len()].lock();
+        let full = match &*lane {
+            Some(pack) => pack.len() + frame.len() > shared.targets[kind as usize] || pack.records().len() >= BLOBS_MAX,
+            None => false,
+        };
+        let finished = if full { lane.take() } else { None };
+        let pack = lane.get_or_insert_with(|| shared.new_pack(kind));
+        let base = if let Codec::Delta(base) = codec {
+            Some(base)
+        } else {
+            None
+        };
+        pack.push(ty, *id, raw_len, base, frame);
+        drop(lane);
+        if let Some(pack) = finished {
+            self.send(kind, pack)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, kind: PackKind, pack: PackBuilder) -> Result<(), RepoError> {
+        let queue = self.queue.lock().clone().ok_or(RepoError::Poisoned)?;
+        queue.send((kind, pack)).map_err(|_| RepoError::Poisoned)
+    }
+
+    /// Returns how many blobs wait to be listed in a run.
+    pub fn unlisted_records(&self) -> u64 {
+        self.shared.unlisted_records.load(Ordering::Relaxed)
+    }
+
+    /// Takes over a durable pack of an interrupted run.
+    pub fn adopt(&self, pack: OwnPack) {
+        self.shared.used.lock().insert(pack.pack);
+        self.shared
+            .unlisted_records
+            .fetch_add(pack.records.len() as u64, Ordering::Relaxed);
+        self.shared.unlisted.lock().push(pack);
+    }
+
+    /// Takes the durable packs that no run lists yet.
+    pub fn take_unlisted(&self) -> Vec<OwnPack> {
+        self.shared.unlisted_records.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *self.shared.unlisted.lock())
+    }
+
+    /// Uploads what is still open. Blocks until every pack is durable or the writer is poisoned.
+    ///
+    /// # Errors
+    /// The first repository error of the session.
+    pub fn flush(&self) -> Result<(), RepoError> {
+        for kind in [PackKind::Data, PackKind::Meta] {
+            for lane in &self.shared.lanes[kind as usize] {
+                let pack = lane.lock().take();
+                if let Some(pack) = pack.filter(|pack| !pack.is_empty()) {
+                    self.send(kind, pack)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Uploads what is open, waits for all uploads, and proves it.
+    ///
+    /// # Errors
+    /// The first repository error of the session.
+    pub fn finish(&self) -> Result<Durable, RepoError> {
+        let flushed = self.flush();
+        self.join();
+        if let Some(cause) = self.shared.poison.lock().take() {
+            return Err(cause);
+        }
+        flushed?;
+        self.shared.check_poison()?;
+        Ok(Durable { _private: () })
+    }
+
+    fn join(&self) {
+        *self.queue.lock() = None;
+        for uploader in self.uploaders.lock().drain(..) {
+            if uploader.join().is_err() {
+                self.shared
+                    .set_poison(RepoError::Internal("an upload thread panicked".into()));
+            }
+        }
+    }
+
+    /// Takes the first repository error of the session, if there was one.
+    pub fn take_cause(&self) -> Option<RepoError> {
+        self.shared.poison.lock().take()
+    }
+
+    /// Stops the session: nothing can be published after this.
+    pub fn poison(&self, error: RepoError) {
+        self.shared.set_poison(error);
+    }
+}
+
+impl Drop for PackWriter {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Shared {
+    fn shard(&self, id: &ChunkId) -> &Mutex<HashSet<ChunkId>> {
+        &self.in_flight[usize::from(id.0[30]) % SHARDS]
+    }
+
+    fn check_poison(&self) -> Result<(), RepoError> {
+        if self.poisoned.load(Ordering::Acquire) {
+            Err(RepoError::Poisoned)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn set_poison(&self, error: RepoError) {
+        let mut poison = self.poison.lock();
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            *poison = Some(error);
+        }
+    }
+
+    fn new_pack(&self, kind: PackKind) -> PackBuilder {
+        let header = PackHeader {
+            kind,
+            epoch: self.epoch,
+            repo: *self.keys.repo(),
+            pack: PackId(host::random()),
+            session: self.session,
+        };
+        let buffer = self.buffers.lock().pop().unwrap_or_default();
+        PackBuilder::new(header, vec![self.session_keys.of(kind).0], buffer)
+    }
+
+    fn upload_all(&self, packs: &Receiver<(PackKind, PackBuilder)>) {
+        let mut opener = Opener::new();
+        for (_, pack) in packs {
+            if self.poisoned.load(Ordering::Acquire) {
+                continue;
+            }
+            if let Err(error) = self.upload(pack, &mut opener) {
+                self.set_poison(error);
+            }
+        }
+    }
+
+    fn upload(&self, pack: PackBuilder, opener: &mut Opener) -> Result<(), RepoError> {
+        let trailer_key = self
+            .keys
+            .object_key(self.epoch, ObjectClass::Trailer)
+            .map_err(|error| super::error::object_error("sealing", "a pack trailer")(error.into()))?;
+        let mut sealed = pack.seal(trailer_key);
+        self.verify(&sealed, opener)?;
+        let name = ObjectName::Pack(sealed.header.kind, sealed.header.pack, sealed.header.session);
+        let body = Bytes::from(std::mem::take(&mut sealed.bytes));
+        let size = body.len();
+        match self
+            .store
+            .create(&store_key(&name), body.clone())
+            .map_err(store_error("uploading a pack"))?
+        {
+            Created::New => {}
+            Created::Exists => {
+                return Err(RepoError::Internal(format!(
+                    "the new pack name {name} was taken already"
+                )));
+            }
+        }
+        let own = describe(&sealed, size as u32);
+        self.index.add_pack(&own)?;
+        for record in &own.records {
+            self.shard(&record.id).lock().remove(&record.id);
+        }
+        self.used.lock().insert(own.pack);
+        self.counts.bytes_stored.fetch_add(size as u64, Ordering::Relaxed);
+        self.counts.packs_uploaded.fetch_add(1, Ordering::Relaxed);
+        self.unlisted_records
+            .fetch_add(own.records.len() as u64, Ordering::Relaxed);
+        self.unlisted.lock().push(own);
+        // A fresh 32 MiB buffer costs more in page faults than hashing it: use it again.
+        if let Ok(bytes) = body.try_into_mut() {
+            self.buffers.lock().push(bytes.into());
+        }
+        Ok(())
+    }
+
+    /// Decodes every frame of the finished buffer: what is uploaded is what will be read (I-9).
+    fn verify(&self, sealed: &SealedPack, opener: &mut Opener) -> Result<(), RepoError> {
+        let (_, key) = self.session_keys.of(sealed.header.kind);
+        let mut plain = Vec::new();
+        for record in &sealed.records {
+            let start = record.offset as usize;
+            let frame = &sealed.bytes[start..start + record.stored_len as usize];
+            let opened = blob::open_frame(frame, key, &self.keys, record.ty, &record.id, opener, &mut plain)
+                .map_err(|source| RepoError::PackDidNotVerify { source })?;
+            // A delta is verified by the encoder, which still holds the base.
+            debug_assert!(matches!(opened, Opened::Done) || record.base.is_some());
+        }
+        Ok(())
+    }
+}
+
+/// What the index keeps about a pack.
+fn describe(sealed: &SealedPack, size: u32) -> OwnPack {
+    let mut body_hash24 = [0; 24];
+    body_hash24.copy_from_slice(&sealed.body_hash[..24]);
+    OwnPack {
+        pack: sealed.header.pack,
+        session: sealed.header.session,
+        kind: sealed.header.kind,
+        size,
+        slots: sealed.slots.clone(),
+        crc64nvme: sealed.crc64nvme,
+        body_hash24,
+        records: sealed.records.clone(),
+    }
+}

@@ -1,0 +1,443 @@
+//! Reading blobs: find a copy, fetch its bytes, open, verify; on damage try the next copy, and read again before believing it
+//! (invariants I-8 and I-10). Restore, check and every look at a snapshot come through here.
+
+use super::error::{RepoError, object_error, store_error};
+use super::index::ChunkPlace;
+use super::locate::Locate;
+use super::open::{Repo, store_key};
+use crate::edge::store::Part;
+use crate::pure::crypto::{BlobKey, Slot};
+use crate::pure::format::blob::{self, BlobType, Opened, Opener};
+use crate::pure::format::manifest::Hint;
+use crate::pure::format::name::{ObjectName, PackKind};
+use crate::pure::format::run::StoredAs;
+use crate::pure::id::{ChunkId, PackId, SessionId};
+use crate::pure::tree::list::ListSource;
+use crate::pure::tree::walk::NodeSource;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Reads from a remote store are aligned to this, so that chunk lengths do not show on the wire (format-spec chapter 11).
+const ALIGN: u64 = 256 << 10;
+/// Aligned windows kept in memory.
+const WINDOWS_MAX: usize = 64;
+/// A copy that does not open is read this often before it counts as damaged (I-8).
+const READS_BEFORE_DAMAGE: usize = 3;
+
+/// Reads and verifies blobs; shared by threads.
+pub struct BlobReader<'r> {
+    repo: &'r Repo,
+    locator: Box<dyn Locate + 'r>,
+    keys: Mutex<HashMap<Slot, Arc<BlobKey>>>,
+    windows: Mutex<Windows>,
+    hints: HashMap<ChunkId, Hint>,
+}
+
+#[derive(Default)]
+struct Windows {
+    by_place: HashMap<(PackId, u64), Bytes>,
+    order: VecDeque<(PackId, u64)>,
+}
+
+/// Returns the store name of the pack that holds a copy.
+pub fn pack_name(kind: PackKind, pack: PackId, session: SessionId) -> ObjectName {
+    ObjectName::Pack(kind, pack, session)
+}
+
+impl<'r> BlobReader<'r> {
+    /// Reads through `locator`.
+    pub fn new(repo: &'r Repo, locator: Box<dyn Locate + 'r>) -> BlobReader<'r> {
+        BlobReader {
+            repo,
+            locator,
+            keys: Mutex::new(HashMap::new()),
+            windows: Mutex::new(Windows::default()),
+            hints: HashMap::new(),
+        }
+    }
+
+    /// Takes over a manifest's hints about where inner nodes lie.
+    pub fn with_hints(mut self, hints: &[Hint]) -> BlobReader<'r> {
+        self.hints = hints.iter().map(|hint| (hint.node, hint.clone())).collect();
+        self
+    }
+
+    /// Returns the repository.
+    pub fn repo(&self) -> &'r Repo {
+        self.repo
+    }
+
+    /// Returns every known copy of a chunk, best first.
+    ///
+    /// # Errors
+    /// [`RepoError::UnknownChunk`] when there is none.
+    pub fn copies(&self, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
+        let copies = self.locator.copies(self.repo, id)?;
+        if copies.is_empty() {
+            Err(RepoError::UnknownChunk(*id))
+        } else {
+            Ok(copies)
+        }
+    }
+
+    /// Returns the blob key that the frame's slot wraps.
+    ///
+    /// # Errors
+    /// When the frame names a slot that the pack does not have, or it does not open.
+    pub fn blob_key(&self, place: &ChunkPlace, frame: &[u8]) -> Result<Arc<BlobKey>, RepoError> {
+        let name = pack_name(place.kind, place.pack, place.session);
+        let index = blob::slot_index(frame).map_err(object_error("opening a chunk of", &name))?;
+        let slot = place.slots.get(usize::from(index)).ok_or_else(|| RepoError::Missing {
+            object: name.to_string(),
+            why: "a chunk names a key slot that the pack does not have".into(),
+        })?;
+        if let Some(key) = self.keys.lock().get(slot) {
+            return Ok(key.clone());
+        }
+        let (_, key) = self
+            .repo
+            .keys
+            .open_slot(slot)
+            .map_err(|error| object_error("opening", &name)(error.into()))?;
+        let key = Arc::new(key);
+        self.keys.lock().insert(*slot, key.clone());
+        Ok(key)
+    }
+
+    /// Fetches the bytes of one frame.
+    ///
+    /// # Errors
+    /// When the store does not give them.
+    pub fn fetch_frame(&self, place: &ChunkPlace) -> Result<Bytes, RepoError> {
+        let name = store_key(&pack_name(place.kind, place.pack, place.session));
+        let start = u64::from(place.offset);
+        let end = start + u64::from(place.stored_len);
+        if self.repo.store.is_local() {
+            let mut frame = vec![0; place.stored_len as usize];
+            self.repo
+                .store
+                .read_into(&name, start, &mut frame)
+                .map_err(store_error("reading a chunk"))?;
+            return Ok(Bytes::from(frame));
+        }
+        let first = start / ALIGN;
+        let last = (end - 1) / ALIGN;
+        if first == last {
+            let window = self.window(place, first)?;
+            let from = (start - first * ALIGN) as usize;
+            return Self::slice(&window, from..from + place.stored_len as usize, &name.to_string());
+        }
+        let from = first * ALIGN;
+        let to = ((last + 1) * ALIGN).min(u64::from(place.pack_size));
+        if to < end {
+            return Err(RepoError::Missing {
+                object: name.to_string(),
+                why: "it is shorter than its index says".into(),
+            });
+        }
+        let bytes = self
+            .repo
+            .store
+            .read(&name, Part::Range(from..to))
+            .map_err(store_error("reading a chunk"))?;
+        Self::slice(
+            &bytes,
+            (start - from) as usize..(end - from) as usize,
+            &name.to_string(),
+        )
+    }
+
+    /// Reads a range of a pack into `buffer`, which then holds exactly that range.
+    ///
+    /// # Errors
+    /// When the store does not give it.
+    pub fn fetch_span(
+        &self,
+        place: &ChunkPlace,
+        range: std::ops::Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
+        let name = store_key(&pack_name(place.kind, place.pack, place.session));
+        let length = (range.end - range.start) as usize;
+        if self.repo.store.is_local() {
+            buffer.resize(length, 0);
+            return self
+                .repo
+                .store
+                .read_into(&name, range.start, buffer)
+                .map_err(store_error("reading chunks"));
+        }
+        let from = range.start / ALIGN * ALIGN;
+        let to = range
+            .end
+            .div_ceil(ALIGN)
+            .saturating_mul(ALIGN)
+            .min(u64::from(place.pack_size))
+            .max(range.end);
+        let bytes = self
+            .repo
+            .store
+            .read(&name, Part::Range(from..to))
+            .map_err(store_error("reading chunks"))?;
+        let skip = (range.start - from) as usize;
+        buffer.clear();
+        buffer.extend_from_slice(&Self::slice(&bytes, skip..skip + length, &name.to_string())?);
+        Ok(())
+    }
+
+    fn slice(bytes: &Bytes, range: std::ops::Range<usize>, object: &str) -> Result<Bytes, RepoError> {
+        if range.end > bytes.len() {
+            return Err(RepoError::Missing {
+                object: object.to_owned(),
+                why: "it is shorter than its index says".into(),
+            });
+        }
+        Ok(bytes.slice(range))
+    }
+
+    fn window(&self, place: &ChunkPlace, number: u64) -> Result<Bytes, RepoError> {
+        let at = (place.pack, number);
+        if let Some(window) = self.windows.lock().by_place.get(&at) {
+            return Ok(window.clone());
+        }
+        let name = store_key(&pack_name(place.kind, place.pack, place.session));
+        let from = number * ALIGN;
+        let to = (from + ALIGN).min(u64::from(place.pack_size));
+        let window = self
+            .repo
+            .store
+            .read(&name, Part::Range(from..to))
+            .map_err(store_error("reading a chunk"))?;
+        let mut windows = self.windows.lock();
+        if windows.by_place.insert(at, window.clone()).is_none() {
+            windows.order.push_back(at);
+        }
+        while windows.order.len() > WINDOWS_MAX {
+            if let Some(oldest) = windows.order.pop_front() {
+                windows.by_place.remove(&oldest);
+            }
+        }
+        Ok(window)
+    }
+
+    fn forget_windows(&self) {
+        *self.windows.lock() = Windows::default();
+    }
+
+    /// Reads a blob into `out` and verifies it. Tries every copy, each several times before it counts as damaged.
+    ///
+    /// # Errors
+    /// The error of the last copy, when none opens.
+    pub fn read(&self, ty: BlobType, id: &ChunkId, opener: &mut Opener, out: &mut Vec<u8>) -> Result<(), RepoError> {
+        if let Some(hint) = self.hints.get(id)
+            && self.read_hinted(ty, hint, opener, out)
+        {
+            return Ok(());
+        }
+        let mut last = RepoError::UnknownChunk(*id);
+        for place in self.copies(id)? {
+            match self.read_copy(ty, id, &place, opener, out) {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// A hint is advice: when it does not lead to the node, the index is asked.
+    fn read_hinted(&self, ty: BlobType, hint: &Hint, opener: &mut Opener, out: &mut Vec<u8>) -> bool {
+        let slots: Arc<[Slot]> = [hint.slot].into();
+        let place = ChunkPlace {
+            pack: hint.pack,
+            session: hint.session,
+            kind: PackKind::Meta,
+            offset: hint.offset,
+            stored_len: hint.len,
+            stored_as: StoredAs::Node,
+            slots,
+            pack_size: hint.pack_size,
+        };
+        let Ok(frame) = self.fetch_frame(&place) else {
+            return false;
+        };
+        self.open(ty, &hint.node, &place, &frame, opener, out).is_ok()
+    }
+
+    /// Reads one copy. Transient damage (a bad read) is told from lasting damage by reading again.
+    ///
+    /// # Errors
+    /// When the copy cannot be fetched, or does not open.
+    pub fn read_copy(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
+        let mut attempt = 1;
+        loop {
+            let frame = self.fetch_frame(place)?;
+            match self.open(ty, id, place, &frame, opener, out) {
+                Ok(()) => return Ok(()),
+                Err(error) if attempt == READS_BEFORE_DAMAGE => return Err(error),
+                Err(_) => {
+                    attempt += 1;
+                    self.forget_windows();
+                }
+            }
+        }
+    }
+
+    /// Opens a frame that has been fetched, following a delta to its base.
+    ///
+    /// # Errors
+    /// When the frame does not open or its content does not match the id.
+    pub fn open(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        frame: &[u8],
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
+        let key = self.blob_key(place, frame)?;
+        let name = pack_name(place.kind, place.pack, place.session);
+        let damaged = || object_error("opening a chunk of", &name);
+        let opened = blob::open_frame(frame, &key, &self.repo.keys, ty, id, opener, out).map_err(damaged())?;
+        match &opened {
+            Opened::Done => Ok(()),
+            Opened::NeedsBase { base, .. } => {
+                let plain = self.read_base(base, opener)?;
+                blob::finish_delta(&opened, &plain, &self.repo.keys, id, opener, out).map_err(damaged())
+            }
+        }
+    }
+
+    /// A base is never itself a delta (depth one), so this does not recurse further.
+    fn read_base(&self, base: &ChunkId, opener: &mut Opener) -> Result<Vec<u8>, RepoError> {
+        let mut plain = Vec::new();
+        let mut last = RepoError::UnknownChunk(*base);
+        for place in self
+            .copies(base)?
+            .into_iter()
+            .filter(|place| place.stored_as != StoredAs::Delta)
+        {
+            match self.read_copy(BlobType::Data, base, &place, opener, &mut plain) {
+                Ok(()) => return Ok(plain),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Nodes kept in memory by one tree reader.
+const NODES_MAX: usize = 256;
+
+/// Reads tree and list nodes, through the sealed node cache of this machine.
+pub struct TreeReader<'a, 'r> {
+    reader: &'a BlobReader<'r>,
+    opener: Opener,
+    recent: HashMap<ChunkId, Arc<[u8]>>,
+    /// Whether nodes come from (and go to) the local cache. `check` reads the store itself.
+    cached: bool,
+    fresh: Vec<(ChunkId, Vec<u8>)>,
+}
+
+impl<'a, 'r> TreeReader<'a, 'r> {
+    /// Reads through the node cache.
+    pub fn new(reader: &'a BlobReader<'r>) -> TreeReader<'a, 'r> {
+        TreeReader {
+            reader,
+            opener: Opener::new(),
+            recent: HashMap::new(),
+            cached: true,
+            fresh: Vec::new(),
+        }
+    }
+
+    /// Reads every node from the store.
+    pub fn uncached(reader: &'a BlobReader<'r>) -> TreeReader<'a, 'r> {
+        let mut tree = TreeReader::new(reader);
+        tree.cached = false;
+        tree
+    }
+
+    /// Returns the reader underneath.
+    pub fn blobs(&self) -> &'a BlobReader<'r> {
+        self.reader
+    }
+
+    fn load(&mut self, ty: BlobType, id: &ChunkId) -> Result<Arc<[u8]>, RepoError> {
+        if let Some(node) = self.recent.get(id) {
+            return Ok(node.clone());
+        }
+        let repo = self.reader.repo();
+        if self.cached
+            && let Some(bytes) = repo.nodes.get(id)
+            && repo.keys.meta_id(&bytes).is_ok_and(|found| found == *id)
+        {
+            return Ok(self.keep(id, bytes.into()));
+        }
+        let mut out = Vec::new();
+        self.reader.read(ty, id, &mut self.opener, &mut out)?;
+        if self.cached {
+            self.fresh.push((*id, out.clone()));
+            if self.fresh.len() >= 64 {
+                self.save();
+            }
+        }
+        Ok(self.keep(id, out.into()))
+    }
+
+    /// The cache only saves time; losing these nodes costs reading them again.
+    fn save(&mut self) {
+        let nodes = self.fresh.iter().map(|(id, node)| (id, node.as_slice()));
+        let _ = self.reader.repo().nodes.put_many(nodes);
+        self.fresh.clear();
+    }
+
+    fn keep(&mut self, id: &ChunkId, node: Arc<[u8]>) -> Arc<[u8]> {
+        if self.recent.len() >= NODES_MAX {
+            self.recent.clear();
+        }
+        self.recent.insert(*id, node.clone());
+        node
+    }
+}
+
+impl Drop for TreeReader<'_, '_> {
+    fn drop(&mut self) {
+        if !self.fresh.is_empty() {
+            self.save();
+        }
+    }
+}
+
+impl NodeSource for TreeReader<'_, '_> {
+    type Error = RepoError;
+    fn node(&mut self, id: &ChunkId) -> Result<Arc<[u8]>, RepoError> {
+        self.load(BlobType::Node, id)
+    }
+}
+
+impl ListSource for TreeReader<'_, '_> {
+    type Error = RepoError;
+    fn list_node(&mut self, id: &ChunkId) -> Result<Vec<u8>, RepoError> {
+        Ok(self.load(BlobType::List, id)?.to_vec())
+    }
+}
+
+impl From<crate::pure::format::FormatError> for RepoError {
+    fn from(source: crate::pure::format::FormatError) -> RepoError {
+        RepoError::Object {
+            doing: "reading",
+            object: "a tree node".into(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Which snapshots there are: the mirror of `snap/` and `drop/`, its checks against gaps and rollback, and how people name one.
+
+use super::error::{RepoError, object_error};
+use super::index::KnownOutcome;
+use super::open::{Repo, list_names, read_whole};
+use crate::edge::store::Failure;
+use crate::pure::base::Timestamp;
+use crate::pure::format::manifest::Manifest;
+use crate::pure::format::mark::Drop;
+use crate::pure::format::name::ObjectName;
+use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome};
+use crate::pure::id::{KeyId, SessionId};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A published snapshot.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub id: SessionId,
+    pub kind: OutcomeKind,
+    pub manifest: Manifest,
+    pub flags: u64,
+    pub kid: KeyId,
+}
+
+/// What a listing of the history found beside the good outcomes.
+#[derive(Debug, Default)]
+pub struct HistoryState {
+    /// Outcomes that could not be read or verified.
+    pub broken: Vec<(String, RepoError)>,
+    /// Missing numbers, forks and rollbacks, in words.
+    pub gaps: Vec<String>,
+    /// Two outcomes of one key with the same number: a cloned or rolled-back host.
+    pub forks: Vec<String>,
+}
+
+/// An outcome as read, with its bytes.
+type FetchedOutcome = Result<(StoredOutcome, Vec<u8>), RepoError>;
+
+/// How a snapshot is chosen beside its name.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub host: Option<String>,
+    pub source: Option<String>,
+    pub tags: Vec<String>,
+    pub path: Option<Vec<u8>>,
+}
+
+impl Filter {
+    /// Says whether a snapshot passes.
+    pub fn accepts(&self, snapshot: &Snapshot) -> bool {
+        let source = &snapshot.manifest.source;
+        self.host.as_ref().is_none_or(|host| *host == source.host)
+            && self.source.as_ref().is_none_or(|label| *label == source.label)
+            && self.tags.iter().all(|tag| snapshot.manifest.tags.contains(tag))
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| snapshot.manifest.roots.iter().any(|root| root.path == *path))
+    }
+}
+
+impl Repo {
+    /// Brings the mirror of outcomes and drops up to date (two listings, one read for each outcome not seen before) and checks
+    /// the chains of every writer.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or read. Unreadable outcomes are reported in the result instead.
+    pub fn sync_history(&self) -> Result<HistoryState, RepoError> {
+        self.sync_history_from(&self.list_outcomes()?)
+    }
+
+    fn sync_history_from(&self, listed: &[(SessionId, Option<Timestamp>)]) -> Result<HistoryState, RepoError> {
+        let mut state = HistoryState::default();
+        self.take_in_outcomes(listed, &mut state)?;
+        self.sync_drops_into(&mut state)?;
+        self.check_chains(&mut state)?;
+        Ok(state)
+    }
+
+    /// Lists `snap/` and takes in what is new.
+    pub fn sync_outcomes(&self, state: &mut HistoryState) -> Result<(), RepoError> {
+        self.take_in_outcomes(&self.list_outcomes()?, state)
+    }
+
+    fn take_in_outcomes(
+        &self,
+        listed: &[(SessionId, Option<Timestamp>)],
+        state: &mut HistoryState,
+    ) -> Result<(), RepoError> {
+        let known: HashSet<SessionId> = self
+            .index
+            .outcomes()?
+            .into_iter()
+            .map(|outcome| outcome.session)
+            .collect();
+        let present: HashSet<SessionId> = listed.iter().map(|(session, _)| *session).collect();
+        let unseen: Vec<SessionId> = present.difference(&known).copied().collect();
+        for (session, fetched) in self.fetch_outcomes(&unseen) {
+            match fetched {
+                Ok((stored, bytes)) => self.keep_outcome(&stored, &bytes)?,
+                Err(error @ RepoError::Object { .. }) => state.broken.push((format!("snap/{session}"), error)),
+                Err(error) => return Err(error),
+            }
+        }
+        // One that was there and is gone: tidied by maintenance (then its number is below a floor), or taken away.
+        self.index.retain_outcomes(&present)?;
+        Ok(())
+    }
+
+    fn list_outcomes(&self) -> Result<Vec<(SessionId, Option<Timestamp>)>, RepoError> {
+        let names = list_names(&*self.store, "snap/")?;
+        Ok(names
+            .into_iter()
+            .filter_map(|(name, row)| {
+                if let ObjectName::Outcome(session) = name {
+                    Some((session, row.modified))
+                } else {
+                    None
+                }
+            })
+            .collect())
+    }
+
+    /// Reads several outcomes, some at a time.
+    fn fetch_outcomes(&self, sessions: &[SessionId]) -> Vec<(SessionId, FetchedOutcome)> {
+        const AT_ONCE: usize = 8;
+        let share = sessions.len().div_ceil(AT_ONCE).max(1);
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = sessions
+                .chunks(share)
+                .map(|part| {
+                    let fetch = move || {
+                        part.iter()
+                            .map(|session| (*session, self.fetch_outcome(session)))
+                            .collect::<Vec<_>>()
+                    };
+                    (part, scope.spawn(fetch))
+                })
+                .collect();
+            let panicked = || RepoError::Internal("a reading thread panicked".into());
+            handles
+                .into_iter()
+                .flat_map(|(part, handle)| {
+                    handle
+                        .join()
+                        .unwrap_or_else(|_| part.iter().map(|session| (*session, Err(panicked()))).collect())
+                })
+                .collect()
+        })
+    }
+
+    /// Finds a snapshot on a machine that has seen little of the history yet: reads only the outcomes that can be meant,
+    /// newest first. Otherwise as [`Self::sync_history`] and [`Self::resolve`]; the chains are not checked here when most of
+    /// the history is left unread.
+    ///
+    /// # Errors
+    /// As `resolve`.
+    pub fn find_snapshot(
+        &self,
+        text: &str,
+        filter: &Filter,
+        parse_time: &dyn Fn(&str) -> Option<Timestamp>,
+    ) -> Result<(Snapshot, HistoryState), RepoError> {
+        /// Below this, reading the whole history is cheap.
+        const UNSEEN_MAX: usize = 24;
+        let known: HashSet<SessionId> = self
+            .index
+            .outcomes()?
+            .into_iter()
+            .map(|outcome| outcome.session)
+            .collect();
+        let listed = self.list_outcomes()?;
+        let mut unseen: Vec<_> = listed.iter().filter(|(session, _)| !known.contains(session)).collect();
+        if unseen.len() > UNSEEN_MAX {
+            self.sync_drops()?;
+            unseen.sort_by_key(|(_, modified)| std::cmp::Reverse(*modified));
+            let meant = |session: &SessionId| {
+                text.starts_with("latest") || {
+                    let id = session.to_string();
+                    id.starts_with(text) || id[8..].starts_with(text)
+                }
+            };
+            let candidates: Vec<SessionId> = unseen
+                .iter()
+                .map(|(session, _)| *session)
+                .filter(meant)
+                .take(UNSEEN_MAX)
+                .collect();
+            for (_, fetched) in self.fetch_outcomes(&candidates) {
+                let (stored, bytes) = fetched?;
+                self.keep_outcome(&stored, &bytes)?;
+            }
+            if let Ok(snapshot) = self.resolve(text, filter, parse_time) {
+                return Ok((snapshot, HistoryState::default()));
+            }
+        }
+        let history = self.sync_history_from(&listed)?;
+        Ok((self.resolve(text, filter, parse_time)?, history))
+    }
+
+    /// Reads and verifies one outcome from the store.
+    pub fn fetch_outcome(&self, session: &SessionId) -> Result<(StoredOutcome, Vec<u8>), RepoError> {
+        let name = ObjectName::Outcome(*session);
+        let bytes = read_whole(&*self.store, &name, "a snapshot")?.to_vec();
+        let stored =
+            Outcome::decode(&bytes, session, &self.keys, &self.verifier).map_err(object_error("opening", &name))?;
+        Ok((stored, bytes))
+    }
+
+    /// Puts a verified outcome into the mirror.
+    pub fn keep_outcome(&self, stored: &StoredOutcome, bytes: &[u8]) -> Result<(), RepoError> {
+        let outcome = &stored.outcome;
+        self.index.put_outcome(
+            &KnownOutcome {
+                session: outcome.session,
+                kind: outcome.kind,
+                kid: outcome.kid,
+                sequence: outcome.sequence,
+                hash: stored.hash,
+                source: outcome.source,
+                created: outcome.created,
+                flags: outcome.flags,
+                dropped: false,
+            },
+            bytes,
+        )?;
+        Ok(())
+    }
+
+    /// Lists `drop/` and marks what is forgotten.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or read.
+    pub fn sync_drops(&self) -> Result<Vec<SessionId>, RepoError> {
+        self.sync_drops_into(&mut HistoryState::default())
+    }
+
+    /// A drop counts when it verifies, as everything does: whoever can write to the store can make an object of that name, and
+    /// must not be able to hide a snapshot with it. Each is read once by a machine.
+    fn sync_drops_into(&self, state: &mut HistoryState) -> Result<Vec<SessionId>, RepoError> {
+        let mut dropped = Vec::new();
+        for (name, _) in list_names(&*self.store, "drop/")? {
+            let ObjectName::Drop(session) = name else { continue };
+            let memory = format!("verified-{name}");
+            if self.index.recall(&memory)?.is_none() {
+                let bytes = match read_whole(&*self.store, &name, "the mark of a forgotten snapshot") {
+                    Ok(bytes) => bytes,
+                    Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
+                if let Err(error) = Drop::decode(&bytes, &session, &self.keys, &self.verifier) {
+                    state
+                        .broken
+                        .push((name.to_string(), object_error("opening", &name)(error)));
+                    continue;
+                }
+                self.index.remember(&memory, &[])?;
+            }
+            dropped.push(session);
+        }
+        self.index.set_dropped(&dropped)?;
+        Ok(dropped)
+    }
+
+    /// Checks every writer's chain for missing numbers, broken links, forks and heads that went backwards
+    /// (format-spec chapter on concurrency, "rollback and gap detection").
+    fn check_chains(&self, state: &mut HistoryState) -> Result<(), RepoError> {
+        let mut chains: BTreeMap<KeyId, BTreeMap<u64, Vec<KnownOutcome>>> = BTreeMap::new();
+        let mut floors: HashMap<KeyId, u64> = HashMap::new();
+        for known in self.index.outcomes()? {
+            if known.kind == OutcomeKind::Maintenance
+                && let Some(stored) = self.stored_outcome(&known.session)?
+            {
+                for (kid, sequence, _) in &stored.outcome.chain_floors {
+                    let floor = floors.entry(*kid).or_default();
+                    *floor = (*floor).max(*sequence + 1);
+                }
+            }
+            chains
+                .entry(known.kid)
+                .or_default()
+                .entry(known.sequence)
+                .or_default()
+                .push(known);
+        }
+        for (kid, chain) in &chains {
+            let first = floors.get(kid).copied().unwrap_or(0);
+            let last = chain.keys().next_back().copied().unwrap_or(0);
+            if let Some(missing) = (first..=last).find(|number| !chain.contains_key(number)) {
+                state.gaps.push(format!(
+                    "outcome {missing} of key {kid} is missing (the newest is {last})"
+                ));
+            }
+            for (number, outcomes) in chain.iter().filter(|(_, outcomes)| outcomes.len() > 1) {
+                let ids: Vec<String> = outcomes.iter().map(|outcome| outcome.session.to_string()).collect();
+                state.forks.push(format!(
+                    "key {kid} has several outcomes with number {number}: {}",
+                    ids.join(", ")
+                ));
+            }
+        }
+        for (kid, sequence, hash) in self.index.heads()? {
+            let found = chains.get(&kid).and_then(|chain| chain.get(&sequence));
+            let floor = floors.get(&kid).copied().unwrap_or(0);
+            if sequence >= floor && !found.is_some_and(|outcomes| outcomes.iter().any(|outcome| outcome.hash == hash)) {
+                state.gaps.push(format!(
+                    "outcome {sequence} of key {kid} was seen on this machine before and is gone"
+                ));
+            }
+        }
+        if state.gaps.is_empty() {
+            for (kid, chain) in &chains {
+                if let Some((sequence, outcomes)) = chain.iter().next_back()
+                    && let [only] = outcomes.as_slice()
+                {
+                    self.index.raise_head(kid, *sequence, &only.hash)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens an outcome from the mirror.
+    pub fn stored_outcome(&self, session: &SessionId) -> Result<Option<StoredOutcome>, RepoError> {
+        let Some(bytes) = self.index.outcome_bytes(session)? else {
+            return Ok(None);
+        };
+        let stored = Outcome::decode(&bytes, session, &self.keys, &self.verifier)
+            .map_err(object_error("opening", ObjectName::Outcome(*session)))?;
+        Ok(Some(stored))
+    }
+
+    /// Opens one snapshot.
+    pub fn snapshot(&self, session: &SessionId) -> Result<Snapshot, RepoError> {
+        let name = ObjectName::Outcome(*session);
+        let stored = self
+            .stored_outcome(session)?
+            .ok_or_else(|| RepoError::NoSuchSnapshot(session.to_string()))?;
+        let manifest = stored
+            .manifest(&self.keys)
+            .map_err(object_error("opening the manifest of", &name))?
+            .ok_or_else(|| RepoError::NoSuchSnapshot(session.to_string()))?;
+        Ok(Snapshot {
+            id: *session,
+            kind: stored.outcome.kind,
+            manifest,
+            flags: stored.outcome.flags,
+            kid: stored.outcome.kid,
+        })
+    }
+
+    /// Returns the snapshots of the mirror that are not dropped, oldest first. Checkpoints are included.
+    ///
+    /// # Errors
+    /// When a manifest cannot be opened.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, RepoError> {
+        let mut snapshots = Vec::new();
+        for known in self.index.outcomes()? {
+            if !known.dropped && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
+                snapshots.push(self.snapshot(&known.session)?);
+            }
+        }
+        snapshots.sort_by_key(|snapshot| (snapshot.manifest.start, snapshot.id));
+        Ok(snapshots)
+    }
+
+    /// Finds the snapshot that `text` names: an id prefix, `latest`, `latest:SOURCE`, or `@TIME`.
+    /// `parse_time` turns the text after `@` into a time.
+    ///
+    /// # Errors
+    /// When nothing or more than one snapshot matches.
+    pub fn resolve(
+        &self,
+        text: &str,
+        filter: &Filter,
+        parse_time: &dyn Fn(&str) -> Option<Timestamp>,
+    ) -> Result<Snapshot, RepoError> {
+        let none = || RepoError::NoSuchSnapshot(text.to_owned());
+        let mut candidates = self.snapshots()?;
+        candidates.retain(|snapshot| filter.accepts(snapshot));
+        if let Some(rest) = text.strip_prefix("latest") {
+            if let Some(label) = rest.strip_prefix(':') {
+                candidates.retain(|snapshot| snapshot.manifest.source.label == label);
+            } else if !rest.is_empty() {
+                return Err(none());
+            }
+            // A finished snapshot wins over a partial one.
+            let finished = candidates
+                .iter()
+                .rposition(|snapshot| snapshot.kind == OutcomeKind::Commit);
+            let chosen = finished.or(candidates.len().checked_sub(1)).ok_or_else(none)?;
+            return Ok(candidates.swap_remove(chosen));
+        }
+        if let Some(time) = text.strip_prefix('@') {
+            let limit = parse_time(time).ok_or_else(none)?;
+            candidates.retain(|snapshot| snapshot.manifest.start <= limit && snapshot.kind == OutcomeKind::Commit);
+            return candidates.pop().ok_or_else(none);
+        }
+        if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(none());
+        }
+        // Every session of one key begins with the same four bytes, so people may also give digits from after them.
+        let matches = |snapshot: &Snapshot| {
+            let id = snapshot.id.to_string();
+            id.starts_with(text) || id[8..].starts_with(text)
+        };
+        candidates.retain(matches);
+        match candidates.len() {
+            0 => Err(none()),
+            1 => Ok(candidates.remove(0)),
+            _ => Err(RepoError::AmbiguousSnapshot {
+                text: text.to_owned(),
+                candidates: candidates.iter().map(|snapshot| short_id(&snapshot.id)).collect(),
+            }),
+        }
+    }
+}
+
+/// The digits of a snapshot id that people see: the eight after the writer tag, which all snapshots of one key share.
+pub fn short_id(id: &SessionId) -> String {
+    id.to_string()[8..16].to_owned()
+}

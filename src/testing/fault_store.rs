@@ -1,0 +1,202 @@
+//! A store whose n-th call fails: before it has any effect, or after it (the reply is lost), once or from then on. Failing
+//! from then on is what a crash looks like to the repository. Calls are numbered from 0 in the order in which they come;
+//! every verb counts.
+
+use crate::edge::store::{
+    Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey,
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// When calls fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The call that fails.
+    pub call: u64,
+    /// Whether that call has its effect before it fails.
+    pub after_effect: bool,
+    /// Whether every later call fails as well, without effect.
+    pub lasting: bool,
+}
+
+impl Fault {
+    /// All four ways in which a call can fail.
+    pub fn at(call: u64) -> [Fault; 4] {
+        [(false, false), (true, false), (false, true), (true, true)].map(|(after_effect, lasting)| Fault {
+            call,
+            after_effect,
+            lasting,
+        })
+    }
+}
+
+/// What somebody else does in the middle of a run.
+type Visit = Box<dyn FnOnce() + Send>;
+
+/// Passes calls on to `inner`, except for those that are to fail.
+pub struct FaultStore<S> {
+    inner: S,
+    fault: Option<Fault>,
+    visit: Mutex<Option<(u64, Visit)>>,
+    calls: AtomicU64,
+    log: Mutex<Vec<String>>,
+    acknowledged: Mutex<Vec<(StoreKey, u64)>>,
+}
+
+impl<S: Store> std::fmt::Debug for FaultStore<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FaultStore")
+            .field("inner", &self.inner)
+            .field("fault", &self.fault)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What to do with a call.
+enum Fate {
+    Pass,
+    Fail,
+    FailAfter,
+}
+
+impl<S: Store> FaultStore<S> {
+    /// Wraps a store.
+    pub fn new(inner: S, fault: Option<Fault>) -> FaultStore<S> {
+        FaultStore {
+            inner,
+            fault,
+            visit: Mutex::new(None),
+            calls: AtomicU64::new(0),
+            log: Mutex::default(),
+            acknowledged: Mutex::default(),
+        }
+    }
+
+    /// Runs `visit` just before the call with this number: another machine that works at the same time.
+    pub fn visited_at(inner: S, call: u64, visit: impl FnOnce() + Send + 'static) -> FaultStore<S> {
+        let store = FaultStore::new(inner, None);
+        *store.visit.lock() = Some((call, Box::new(visit)));
+        store
+    }
+
+    /// Returns how many calls have come.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether the fault has happened.
+    pub fn has_failed(&self) -> bool {
+        self.fault.is_some_and(|fault| fault.call < self.calls())
+    }
+
+    /// Returns the calls in order: verb and object.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().clone()
+    }
+
+    /// Returns the objects whose creation was acknowledged, with their sizes.
+    pub fn acknowledged(&self) -> Vec<(StoreKey, u64)> {
+        self.acknowledged.lock().clone()
+    }
+
+    fn fate(&self, verb: &str, object: &dyn std::fmt::Display) -> Fate {
+        let number = {
+            let mut log = self.log.lock();
+            log.push(format!("{verb} {object}"));
+            self.calls.fetch_add(1, Ordering::SeqCst)
+        };
+        let visit = self.visit.lock().take_if(|(call, _)| *call == number);
+        if let Some((_, visit)) = visit {
+            visit();
+        }
+        match self.fault {
+            Some(fault) if number == fault.call && fault.after_effect => Fate::FailAfter,
+            Some(fault) if number == fault.call || (fault.lasting && number > fault.call) => Fate::Fail,
+            _ => Fate::Pass,
+        }
+    }
+
+    fn run<T>(
+        &self,
+        verb: &'static str,
+        object: &dyn std::fmt::Display,
+        call: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = || Err(StoreError::new(verb, object, Failure::Permanent).caused_by("a fault of the test"));
+        match self.fate(verb, object) {
+            Fate::Pass => call(),
+            Fate::Fail => failed(),
+            Fate::FailAfter => {
+                call()?;
+                failed()
+            }
+        }
+    }
+}
+
+impl<S: Store> Store for FaultStore<S> {
+    fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
+        let size = body.len() as u64;
+        let created = self.run("writing", key, || self.inner.create(key, body))?;
+        if created == Created::New {
+            self.acknowledged.lock().push((key.clone(), size));
+        }
+        Ok(created)
+    }
+
+    fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
+        self.run("reading", key, || self.inner.read(key, part))
+    }
+
+    fn read_into(&self, key: &StoreKey, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.run("reading", key, || self.inner.read_into(key, offset, buffer))
+    }
+
+    fn read_on(&self, key: &StoreKey, part: &Part, partial: &mut Partial) -> Result<(), StoreError> {
+        self.run("reading", key, || self.inner.read_on(key, part, partial))
+    }
+
+    fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
+        self.run("listing", &prefix.as_str(), || self.inner.list(prefix, each))
+    }
+
+    fn list_after(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Listed),
+    ) -> Result<(), StoreError> {
+        self.run("listing", &prefix.as_str(), || {
+            self.inner.list_after(prefix, after, each)
+        })
+    }
+
+    fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError> {
+        self.run("looking at", key, || self.inner.stat(key))
+    }
+
+    fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
+        self.run("deleting", &keys.len(), || self.inner.remove(keys))
+    }
+
+    fn prepare(&self) -> Result<(), StoreError> {
+        self.run("preparing", &"the place", || self.inner.prepare())
+    }
+
+    fn probe(&self) -> Result<Abilities, StoreError> {
+        self.run("trying out", &"the store", || self.inner.probe())
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+
+    fn requests(&self) -> u64 {
+        self.inner.requests()
+    }
+}

@@ -1,0 +1,161 @@
+//! Journeys of a user through the library: back up, change, back up again, look, restore, check.
+
+mod first_night;
+
+use larder::edge::store::{Store, local::LocalStore, memory::MemoryStore};
+use larder::ops::{Progress, backup, check, restore};
+use larder::pure::crypto::Secret;
+use larder::pure::id::SessionId;
+use larder::repo::Repo;
+use larder::repo::open::{self, Credential, LocalOptions};
+use larder::repo::snapshots::Filter;
+use larder::source::files::{ExcludesBuilder, WalkOptions};
+use larder::target::files::{MetaPolicy, Overwrite};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A repository, a cache, a source tree and room for restores.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub store: Arc<dyn Store>,
+}
+
+pub fn credential() -> Credential {
+    Credential::KeyFile(Secret::new([7; 32]))
+}
+
+impl World {
+    /// A repository in memory.
+    pub fn in_memory() -> World {
+        World::with(|_| Arc::new(MemoryStore::new()))
+    }
+
+    /// A repository in a directory.
+    pub fn local() -> World {
+        World::with(|dir| Arc::new(LocalStore::new(dir.join("repo"), true)))
+    }
+
+    fn with(make: impl FnOnce(&Path) -> Arc<dyn Store>) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("source")).unwrap();
+        let store = make(dir.path());
+        open::init(&*store, &credential(), larder::pure::crypto::kdf::Cost::DEFAULT).unwrap();
+        World { dir, store }
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
+    /// Opens with the cache named so; a new name is a new machine.
+    pub fn open(&self, machine: &str) -> Repo {
+        let options = LocalOptions {
+            cache_dir: self.dir.path().join(machine),
+            filter_bytes_max: 1 << 20,
+            node_cache_bytes_max: 64 << 20,
+        };
+        open::connect(self.store.clone(), options)
+            .unwrap()
+            .unlock(&credential())
+            .unwrap()
+    }
+
+    pub fn backup(&self, machine: &str) -> backup::Report {
+        let repo = self.open(machine);
+        let input = backup::Input::Paths {
+            roots: vec![self.source()],
+            walk: WalkOptions::default(),
+            excludes: ExcludesBuilder::default(),
+        };
+        backup::run(&repo, input, &options(), &Progress::default()).unwrap()
+    }
+
+    pub fn restore(&self, machine: &str, snapshot: &SessionId, to: &str) -> (restore::Report, PathBuf) {
+        let repo = self.open(machine);
+        repo.sync_history().unwrap();
+        let snapshot = repo
+            .resolve(&snapshot.to_string(), &Filter::default(), &|_| None)
+            .unwrap();
+        let target = self.dir.path().join(to);
+        let report = restore::run(
+            &repo,
+            &restore::Options {
+                snapshot,
+                path: Some(self.source().as_os_str().as_encoded_bytes().to_vec()),
+                target: target.clone(),
+                selection: restore::Selection::default(),
+                delete: false,
+                overwrite: Overwrite::IfChanged,
+                verify: true,
+                dry_run: false,
+                threads: 2,
+                policy: MetaPolicy::sensible(),
+            },
+            &Progress::default(),
+        )
+        .unwrap();
+        (report, target)
+    }
+
+    pub fn check(&self, machine: &str) -> check::Report {
+        let repo = self.open(machine);
+        let options = check::Options {
+            read_data: Some(check::Subset::All),
+            threads: 2,
+            ..check::Options::default()
+        };
+        check::run(&repo, &options, &Progress::default()).unwrap()
+    }
+}
+
+pub fn options() -> backup::Options {
+    backup::Options {
+        host: "host".into(),
+        label: "source".into(),
+        tags: vec![],
+        parent: backup::ParentChoice::Newest,
+        threads: 2,
+        uploads: 1,
+        zstd_level: None,
+        dry_run: false,
+    }
+}
+
+/// Content of a tree: path below it and bytes (or link target) of everything.
+pub fn tree(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut open = vec![dir.to_path_buf()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            let below = path.strip_prefix(dir).unwrap().to_path_buf();
+            let meta = path.symlink_metadata().unwrap();
+            if meta.is_dir() {
+                found.insert(below, b"<dir>".to_vec());
+                open.push(path);
+            } else if meta.is_symlink() {
+                found.insert(
+                    below,
+                    std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+                );
+            } else {
+                found.insert(below, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2) + 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
