@@ -98,7 +98,6 @@ pub struct NodeWriter<'a> {
     pub inner: Vec<ChunkId>,
     /// Nodes that were not in the parent, for the local cache.
     pub fresh: Vec<(ChunkId, Vec<u8>)>,
-    pub reused: u64,
 }
 
 impl<'a> NodeWriter<'a> {
@@ -109,7 +108,6 @@ impl<'a> NodeWriter<'a> {
             parent_nodes,
             inner: Vec::new(),
             fresh: Vec::new(),
-            reused: 0,
         }
     }
 }
@@ -122,7 +120,6 @@ impl NodeSink for NodeWriter<'_> {
             self.inner.push(id);
         }
         if self.parent_nodes.lock().contains(&id) {
-            self.reused += 1;
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;

@@ -27,7 +27,6 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub use select::Selection;
 
@@ -212,7 +211,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
         let walked: Result<(), OpError> = fetcher.run(options.threads, |files| {
             for (number, location) in locations.iter().enumerate() {
                 place(
-                    repo, location, number, options, &target, &mut nodes, &outcome, files, &mut later,
+                    location, number, options, &target, &mut nodes, &outcome, files, &mut later,
                 )?;
             }
             Ok(())
@@ -351,7 +350,6 @@ fn for_each_selected(
 /// Makes everything that is not a regular file, and hands files over.
 #[allow(clippy::too_many_arguments)]
 fn place<'t>(
-    repo: &Repo,
     location: &Location<'_>,
     number: usize,
     options: &Options,
@@ -469,7 +467,6 @@ fn place<'t>(
         }
         Ok(())
     })?;
-    let _ = repo;
     Ok(())
 }
 
@@ -723,6 +720,5 @@ fn verify(
             Ok(())
         })?;
     }
-    let _ = Ordering::Relaxed;
     Ok(())
 }
