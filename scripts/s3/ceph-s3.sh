@@ -138,6 +138,16 @@ exit 1
 NODE
 }
 
+# What the daemons said before they gave up: each step of the node's script has a log of its own.
+tell_why() { # DIRECTORY
+  local log
+  for log in "$1/start.log" "$1"/log/*; do
+    [ -s "$log" ] || continue
+    echo "ceph-s3: end of ${log##*/}:" >&2
+    tail -n 8 "$log" | cut -c1-300 >&2
+  done
+}
+
 case ${1:-} in
 install) install_chroot ;;
 start)
@@ -147,7 +157,7 @@ start)
   write_node_script "$name"
   # The daemons hold no descriptor of the caller, so that `eval "$(servers start ceph)"` ends.
   inside bash "/srv/$name.sh" "$name" "$port" "$monport" </dev/null >"$root/srv/$name/start.log" 2>&1 ||
-    { tail -n 20 "$root/srv/$name/start.log" >&2; die "did not start"; }
+    { tell_why "$root/srv/$name"; die "did not start"; }
   echo "AWS_ENDPOINT_URL_S3=http://127.0.0.1:$port"
   echo "AWS_ACCESS_KEY_ID=LARDERKEY"
   echo "AWS_SECRET_ACCESS_KEY=lardersecret"
