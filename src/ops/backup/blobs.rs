@@ -9,6 +9,7 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
+use crate::repo::index::{IndexError, NodeCache};
 use crate::repo::pack_writer::{Claim, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -96,19 +97,43 @@ pub struct NodeWriter<'a> {
     parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
     /// Inner nodes, for the manifest's hints.
     pub inner: Vec<ChunkId>,
-    /// Nodes that were not in the parent, for the local cache.
-    pub fresh: Vec<(ChunkId, Vec<u8>)>,
+    /// Nodes that were not in the parent go here: the next run compares with them.
+    cache: &'a NodeCache,
+    fresh: Vec<(ChunkId, Vec<u8>)>,
+    fresh_bytes: usize,
 }
+
+/// New nodes wait for the local cache up to here; then they are written in one transaction.
+const FRESH_BYTES_MAX: usize = 4 << 20;
 
 impl<'a> NodeWriter<'a> {
     /// Writes through `worker`.
-    pub fn new(worker: BlobWorker<'a>, parent_nodes: Arc<Mutex<HashSet<ChunkId>>>) -> NodeWriter<'a> {
+    pub fn new(
+        worker: BlobWorker<'a>,
+        parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
+        cache: &'a NodeCache,
+    ) -> NodeWriter<'a> {
         NodeWriter {
             worker,
             parent_nodes,
             inner: Vec::new(),
+            cache,
             fresh: Vec::new(),
+            fresh_bytes: 0,
         }
+    }
+
+    /// Hands the new nodes to the local cache. Call it once at the end, too.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn flush(&mut self) -> Result<(), RepoError> {
+        self.fresh_bytes = 0;
+        let fresh = std::mem::take(&mut self.fresh);
+        self.cache
+            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())))
+            .map_err(IndexError::from)?;
+        Ok(())
     }
 }
 
@@ -123,7 +148,11 @@ impl NodeSink for NodeWriter<'_> {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;
+        self.fresh_bytes += node.len();
         self.fresh.push((id, node));
+        if self.fresh_bytes >= FRESH_BYTES_MAX {
+            self.flush()?;
+        }
         Ok(id)
     }
 }
