@@ -36,11 +36,13 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
             .extend(std::mem::take(&mut args.command).into_iter().map(OsString::from));
     }
     let is_stream = args.stdin || args.exec;
-    let roots = if is_stream {
-        Vec::new()
-    } else {
-        roots(context, &args.sources)?
-    };
+    if is_stream && args.dry_run {
+        // Said before the command is started: it may do more than write.
+        return Err(Failure::usage(
+            "--dry-run works with paths only: a stream cannot be looked at without reading it",
+        ));
+    }
+    let roots = if is_stream { Vec::new() } else { roots(context, &args)? };
     let excludes = excludes(context, &args)?;
     let repo = context.repo()?;
     context
@@ -85,47 +87,57 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
     verdict(&report)
 }
 
-/// Makes the roots absolute and drops what is named twice or lies in another.
-fn roots(context: &Context, sources: &[OsString]) -> Result<Vec<PathBuf>, Failure> {
-    if sources.is_empty() {
+/// Makes the roots absolute and drops what is named twice or is reached from another root.
+fn roots(context: &Context, args: &BackupArgs) -> Result<Vec<PathBuf>, Failure> {
+    if args.sources.is_empty() {
         return Err(Failure::usage("nothing to back up was named")
             .with_hint("larder backup /home /etc, or --stdin --name NAME, or --exec --name NAME -- COMMAND"));
     }
-    let mut roots: Vec<PathBuf> = Vec::new();
-    for source in sources {
+    // The device of each, `None` for one that is missing: the rest is backed up without it, and the run says so.
+    let mut roots: Vec<(PathBuf, Option<u64>)> = Vec::new();
+    for source in &args.sources {
         let path = Path::new(source);
+        let status = path.symlink_metadata();
         if let Some((scheme, _)) = source.to_str().and_then(|text| text.split_once("://"))
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
-            && path.symlink_metadata().is_err()
+            && status.is_err()
         {
             return Err(Failure::usage(format!("sources of the kind {scheme}:// are not known")));
         }
-        // A root that is missing is a disk that is not mounted. A snapshot without it would look like a good one.
-        let missing = |error: std::io::Error| SourceError::Root {
-            path: path.as_os_str().as_bytes().to_vec(),
-            error: Errno::from_io_error(&error).unwrap_or(Errno::NOENT),
-        };
-        let root = env::absolute(path).map_err(missing)?;
-        root.symlink_metadata().map_err(missing)?;
-        roots.push(root);
+        let root = env::absolute(path)
+            .or_else(|_| std::path::absolute(path))
+            .map_err(|error| SourceError::Root {
+                path: path.as_os_str().as_bytes().to_vec(),
+                error: Errno::from_io_error(&error).unwrap_or(Errno::NOENT),
+            })?;
+        roots.push((root, status.ok().map(|status| status.dev())));
     }
+    if let Some((root, _)) = roots.first()
+        && roots.iter().all(|(_, device)| device.is_none())
+    {
+        let path = root.as_os_str().as_bytes().to_vec();
+        let error = Errno::NOENT;
+        return Err(SourceError::Root { path, error }.into());
+    }
+    // Sorted by components, a root comes after the one that it lies in.
     roots.sort();
     roots.dedup();
-    // Sorted by components, a root comes right after the one that it lies in, or after others that lie in it.
-    let mut kept: Vec<PathBuf> = Vec::new();
-    for root in roots {
-        match kept.last() {
-            Some(above) if root.starts_with(above) => {
+    let mut kept: Vec<(PathBuf, Option<u64>)> = Vec::new();
+    for (root, device) in roots {
+        let above = kept.iter().rev().find(|(above, _)| root.starts_with(above));
+        match above {
+            // With --one-file-system the walk of the root above stops at another device.
+            Some((above, above_device)) if !args.one_file_system || device == *above_device => {
                 context.output.note(format!(
                     "{} lies in {} and is backed up with it",
                     root.display(),
                     above.display()
                 ));
             }
-            _ => kept.push(root),
+            _ => kept.push((root, device)),
         }
     }
-    Ok(kept)
+    Ok(kept.into_iter().map(|(root, _)| root).collect())
 }
 
 fn excludes(context: &Context, args: &BackupArgs) -> Result<ExcludesBuilder, Failure> {

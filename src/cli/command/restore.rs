@@ -5,6 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{split_snapshot, took};
 use crate::cli::output::{count, printable, with_path};
+use crate::edge::store::location::Location;
 use crate::ops::restore::{self, Options, Report, Selection};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
@@ -12,6 +13,7 @@ use crate::repo::snapshots::short_id;
 use crate::target::files::{MetaPolicy, Overwrite};
 use serde_json::json;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
@@ -32,7 +34,16 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     policy.chown &= !args.no_owner;
     policy.xattrs &= !args.no_xattrs;
     policy.devices &= !args.no_devices;
-    let target = std::path::absolute(&args.target).map_err(|error| Failure::local("cannot find the target", &error))?;
+    if args.delete && problems > 0 {
+        return Err(Failure::new(
+            Kind::Refused,
+            "with --delete, what the backup could not read would be removed from the target too",
+        )
+        .with_hint(
+            "restore without --delete, or choose a complete snapshot: `larder snapshot list` marks incomplete ones",
+        ));
+    }
+    let target = target(context, args)?;
     let options = Options {
         snapshot,
         path: wanted.path,
@@ -82,6 +93,57 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         output.say(summary(&report, &options, started))?;
     }
     verdict(&report, &policy, options.path.is_some() || !args.include.is_empty())
+}
+
+/// Makes the target absolute. Refuses what is no directory of files, and what would write into the repository or the cache,
+/// or delete them.
+fn target(context: &Context, args: &RestoreArgs) -> Result<PathBuf, Failure> {
+    if let Some((scheme, _)) = args.target.to_str().and_then(|text| text.split_once("://"))
+        && !scheme.is_empty()
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    {
+        return Err(Failure::usage(format!("targets of the kind {scheme}:// are not known"))
+            .with_hint("restore to a directory"));
+    }
+    let absolute =
+        std::path::absolute(&args.target).map_err(|error| Failure::local("cannot find the target", &error))?;
+    let mut own = vec![("the cache", context.cache_dir()?)];
+    if let Location::Directory(path) = context.location()? {
+        own.push(("the repository", path));
+    }
+    let target = resolved(&absolute);
+    for (what, path) in own {
+        let path = resolved(&path);
+        if target.starts_with(&path) {
+            return Err(
+                Failure::new(Kind::Refused, format!("{} lies in {what}", absolute.display()))
+                    .with_hint("choose another target"),
+            );
+        }
+        if args.delete && path.starts_with(&target) {
+            let text = format!("{what} lies in {}, and --delete would remove it", absolute.display());
+            return Err(Failure::new(Kind::Refused, text).with_hint("restore without --delete, or to another target"));
+        }
+    }
+    Ok(absolute)
+}
+
+/// Follows links as far as the path exists; the rest is not there yet.
+fn resolved(path: &Path) -> PathBuf {
+    let mut missing = Vec::new();
+    let mut above = path;
+    loop {
+        if let Ok(real) = above.canonicalize() {
+            return missing.iter().rev().fold(real, |path, name| path.join(name));
+        }
+        match (above.parent(), above.file_name()) {
+            (Some(parent), Some(name)) => {
+                missing.push(name);
+                above = parent;
+            }
+            _ => return path.to_owned(),
+        }
+    }
 }
 
 fn summary(report: &Report, options: &Options, started: Instant) -> String {

@@ -145,6 +145,8 @@ pub(crate) enum Slot {
     /// An entry that a worker is finishing.
     Waiting(Vec<u8>, Receiver<Result<Option<Finished>, RepoError>>),
     RootEnd,
+    /// A root that could not be opened; the problem has been noted.
+    RootUnopened,
     /// The planner could not go on.
     Failed(OpError),
 }
@@ -269,7 +271,7 @@ fn write(
         Input::Paths { roots, .. } => roots.iter().map(|root| plan::bytes_of(root)).collect(),
         Input::Stream(stream) => vec![stream.name().to_vec()],
     };
-    let mut trees: Vec<BuiltTree> = Vec::new();
+    let mut trees: Vec<Option<BuiltTree>> = Vec::new();
     let mut inner = Vec::new();
     let writer = session.writer_arc();
     let built: Result<(), OpError> = std::thread::scope(|scope| {
@@ -329,6 +331,7 @@ fn write(
     let roots = roots
         .into_iter()
         .zip(&trees)
+        .filter_map(|(path, tree)| Some((path, tree.as_ref()?)))
         .map(|(path, tree)| Root {
             path: if stream_name.is_some() { Vec::new() } else { path },
             kind,
@@ -374,7 +377,7 @@ fn build_trees(
     session: &mut Session<'_>,
     order: &Receiver<Slot>,
     nodes: &mut NodeWriter<'_>,
-    trees: &mut Vec<BuiltTree>,
+    trees: &mut Vec<Option<BuiltTree>>,
     shared: &Shared<'_>,
 ) -> Result<(), OpError> {
     let progress = shared.progress;
@@ -441,8 +444,9 @@ fn build_trees(
                 let builder = builder
                     .take()
                     .ok_or_else(|| RepoError::Internal("a root ended twice".into()))?;
-                trees.push(builder.finish(nodes)?);
+                trees.push(Some(builder.finish(nodes)?));
             }
+            Slot::RootUnopened => trees.push(None),
             Slot::Failed(error) => return Err(error),
         }
     }

@@ -13,12 +13,12 @@ use crate::pure::tree::walk::{NodeSource, TreeWalk};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
-use crate::source::files::{FileWalk, Found, SourceError, WalkEvent};
+use crate::source::files::{ExcludesBuilder, FileWalk, Found, SourceError, WalkEvent, WalkOptions};
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -127,18 +127,45 @@ impl<'a, 'r> Planner<'a, 'r> {
     /// Sends every entry of the input, in order. Returns when done, when nobody listens any more, or after a failure was sent.
     pub fn run(self, input: Input, jobs: &Sender<Job>, order: &Sender<Slot>) {
         let outcome = match input {
-            Input::Paths { roots, walk, excludes } => roots.iter().try_for_each(|root| {
-                let mut options = walk.clone();
-                options.excludes = excludes
-                    .build(root)
-                    .map_err(|error| OpError::Usage(error.to_string()))?;
-                let walk = FileWalk::open(root, options)?;
-                self.root(&bytes_of(root), walk, jobs, order)
-            }),
+            Input::Paths { roots, walk, excludes } => self.paths(&roots, &walk, &excludes, jobs, order),
             Input::Stream(stream) => self.stream(stream, jobs, order),
         };
         if let Err(error) = outcome {
             let _ = order.send(Slot::Failed(error));
+        }
+    }
+
+    /// A root that cannot be opened (a disk that is not mounted) is a problem of the source: the others are backed up. Only
+    /// when none can be opened is there no snapshot.
+    fn paths(
+        &self,
+        roots: &[PathBuf],
+        walk: &WalkOptions,
+        excludes: &ExcludesBuilder,
+        jobs: &Sender<Job>,
+        order: &Sender<Slot>,
+    ) -> Result<(), OpError> {
+        let mut unopened = Vec::new();
+        for root in roots {
+            let mut options = walk.clone();
+            options.excludes = excludes
+                .build(root)
+                .map_err(|error| OpError::Usage(error.to_string()))?;
+            match FileWalk::open(root, options) {
+                Ok(walk) => self.root(&bytes_of(root), walk, jobs, order)?,
+                Err(error) => {
+                    self.progress.problems.fetch_add(1, Ordering::Relaxed);
+                    self.problems
+                        .add(bytes_of(root), error_code(&error), crate::ops::check::chain(&error));
+                    order.send(Slot::RootUnopened).map_err(|_| OpError::Interrupted)?;
+                    unopened.push(error);
+                }
+            }
+        }
+        let none_is_there = unopened.len() == roots.len();
+        match unopened.into_iter().next() {
+            Some(error) if none_is_there => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

@@ -216,10 +216,11 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
             }
             Ok(())
         });
+        // A worker's error is the cause; that the walk then found nobody to work for is its consequence.
+        if let Some(error) = outcome.fatal.lock().take() {
+            return Err(error);
+        }
         walked?;
-    }
-    if let Some(error) = outcome.fatal.lock().take() {
-        return Err(error);
     }
     let mut opener = Opener::new();
     for link in std::mem::take(&mut later.links) {

@@ -47,11 +47,13 @@ const SETTLE_COARSE: Duration = Duration::from_secs(2);
 /// Times in the future count as just now: nothing better can be known, and the wait stays bounded.
 ///
 /// Where times are fine, the change time alone decides: every edit sets it from the clock, and nobody else can set it, so
-/// a modification time in the future costs nothing.
+/// a modification time in the future costs nothing. A change time in whole seconds is what a file system writes that has no
+/// room for more (ext4 with inodes of 128 bytes), whatever others of its kind do.
 pub fn settle_wait(now: FileTime, mtime: FileTime, ctime: FileTime, has_fine_stamps: bool) -> Duration {
     let nanos = |time: FileTime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
     let (window, newest) = match has_fine_stamps {
-        true => (SETTLE_FINE, nanos(ctime)),
+        true if ctime.nanos != 0 => (SETTLE_FINE, nanos(ctime)),
+        true => (SETTLE_COARSE, nanos(ctime)),
         false => (SETTLE_COARSE, nanos(mtime).max(nanos(ctime))),
     };
     let age = u64::try_from((nanos(now) - newest).max(0)).map_or(Duration::MAX, Duration::from_nanos);

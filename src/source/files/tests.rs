@@ -872,9 +872,11 @@ fn settling_waits_just_long_enough() {
     assert_eq!(wait(100_000, 50_000, 99_500, false), 1500);
     assert_eq!(wait(100_000, 99_500, 50_000, false), 1500);
     // Times ahead count as just now, but a modification time can be set to anything.
-    assert_eq!(wait(100_000, 50_000, 900_000, true), 40);
+    assert_eq!(wait(100_000, 50_000, 900_001, true), 40);
     assert_eq!(wait(100_000, 900_000, 50_000, true), 0);
     assert_eq!(wait(100_000, 900_000, 50_000, false), 2000);
+    // Whole seconds are what ext4 with small inodes writes.
+    assert_eq!(wait(100_400, 100_000, 100_000, true), 1600);
     assert_eq!(wait(-5_000, -5_010, -5_010, true), 30);
     let extreme = |seconds| FileTime { seconds, nanos: 0 };
     assert_eq!(

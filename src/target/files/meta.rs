@@ -106,6 +106,16 @@ impl Subject<'_> {
 
 /// Makes a problem of what was refused, unless it makes going on pointless.
 pub(super) fn refused(kind: RefusedKind, path: &[u8], error: Errno) -> Result<TargetProblem, TargetError> {
+    // An attribute that has no room in the file system's blocks says "no space" on an empty disk; a full disk shows with the
+    // next write of content.
+    if matches!(error, Errno::NOSPC | Errno::DQUOT) {
+        return Ok(TargetProblem {
+            kind,
+            path: path.to_vec(),
+            error: Some(error),
+            attribute: None,
+        });
+    }
     match TargetError::new("setting metadata of", path.to_vec(), error) {
         TargetError::Io { path, error, .. } => Ok(TargetProblem {
             kind,

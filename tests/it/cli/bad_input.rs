@@ -138,14 +138,76 @@ fn an_older_copy_of_the_repository_is_7_and_the_backup_is_made() {
 }
 
 #[test]
-fn a_missing_root_is_3_and_no_snapshot() {
+fn a_missing_root_is_3_and_the_others_are_saved() {
     let place = Place::with_repository();
     place
         .run(&["backup", "source", "not-mounted"])
         .expect(3)
         .says("not-mounted")
+        .says("was saved");
+    assert_eq!(place.objects("snap").len(), 1);
+    assert!(
+        place
+            .run(&["ls", "-R", "latest"])
+            .expect(0)
+            .stdout
+            .contains("source/letter.txt")
+    );
+    assert!(
+        place
+            .run(&["snapshot", "show", "latest"])
+            .expect(0)
+            .stdout
+            .contains("not-mounted")
+    );
+}
+
+#[test]
+fn no_root_at_all_is_3_and_no_snapshot() {
+    let place = Place::with_repository();
+    place
+        .run(&["backup", "not-mounted", "nor-this"])
+        .expect(3)
+        .says("not-mounted")
         .says("mounted");
     assert!(place.objects("snap").is_empty());
+}
+
+#[test]
+fn a_dry_run_of_a_command_is_1_and_does_not_start_it() {
+    let place = Place::with_repository();
+    place
+        .run(&["backup", "--exec", "--name", "x", "--dry-run", "--", "touch", "started"])
+        .expect(1)
+        .says("--dry-run");
+    assert!(!place.path("started").exists());
+}
+
+#[test]
+fn a_root_on_another_device_inside_a_root_is_kept_with_one_file_system() {
+    let place = Place::with_repository();
+    if !is_root() {
+        eprintln!("SKIPPED a_root_on_another_device: mounting needs root");
+        return;
+    }
+    let inner = place.path("source/inner");
+    std::fs::create_dir(&inner).unwrap();
+    // A mount namespace of its own: nothing is left mounted, whatever happens.
+    let script = r#"mount -t tmpfs none "$1" && echo here >"$1/file" && shift && exec "$@""#;
+    let larder = place.command(&["backup", "-x", "source", "source/inner"]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, "sh"]).arg(&inner);
+    command.arg(larder.get_program()).args(larder.get_args());
+    command.current_dir(larder.get_current_dir().unwrap());
+    for (name, value) in larder.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    ran(command.output().unwrap()).expect(0);
+    let listed = place.run(&["ls", "-R", "latest"]);
+    assert!(listed.expect(0).stdout.contains("inner/file"), "{listed:?}");
 }
 
 #[test]
@@ -507,4 +569,37 @@ fn broken_patterns_and_subsets_are_told_before_anything_is_done() {
         .expect(1)
         .says("soon");
     place.run(&["--threads", "0", "backup", "source"]).expect(1);
+}
+
+#[test]
+fn restoring_into_or_deleting_over_the_repository_is_9() {
+    let place = Place::with_repository();
+    place.backup();
+    let before = place.objects("").len();
+    for target in ["repo", "repo/snap/x", "cache/x"] {
+        let target = place.text(target);
+        place
+            .run(&["restore", "latest", "--target", &target])
+            .expect(9)
+            .says("lies in");
+    }
+    let around = place.text("");
+    let source = format!("latest:{}", place.text("source"));
+    place
+        .run(&["restore", &source, "--target", &around, "--delete"])
+        .expect(9)
+        .says("--delete");
+    assert_eq!(place.objects("").len(), before);
+    place.run(&["repo", "check"]).expect(0);
+}
+
+#[test]
+fn a_target_that_is_no_directory_is_1() {
+    let place = Place::with_repository();
+    place.backup();
+    place
+        .run(&["restore", "latest", "--target", "s3://bucket/x"])
+        .expect(1)
+        .says("s3://");
+    assert!(!place.path("s3:").exists());
 }
