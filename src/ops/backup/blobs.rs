@@ -9,7 +9,7 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
-use crate::repo::pack_writer::{Claim, PackWriter};
+use crate::repo::pack_writer::{Claim, CurrentWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// Writes blobs for one thread.
 pub struct BlobWorker<'a> {
     keys: &'a KeyRing,
-    writer: &'a PackWriter,
+    writer: &'a CurrentWriter,
     compressor: Compressor,
     compressed: Vec<u8>,
     frame: Vec<u8>,
@@ -25,7 +25,7 @@ pub struct BlobWorker<'a> {
 
 impl<'a> BlobWorker<'a> {
     /// Makes a worker that compresses at a zstd level.
-    pub fn new(keys: &'a KeyRing, writer: &'a PackWriter, zstd_level: u32) -> BlobWorker<'a> {
+    pub fn new(keys: &'a KeyRing, writer: &'a CurrentWriter, zstd_level: u32) -> BlobWorker<'a> {
         BlobWorker {
             keys,
             writer,
@@ -68,7 +68,9 @@ impl<'a> BlobWorker<'a> {
     }
 
     fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
-        if self.writer.claim(id)? == Claim::Known {
+        // One writer for claim and blob: a checkpoint waits for this.
+        let writer = self.writer.get();
+        if writer.claim(id)? == Claim::Known {
             return Ok(());
         }
         self.compressed.clear();
@@ -77,8 +79,7 @@ impl<'a> BlobWorker<'a> {
         } else {
             (Codec::Raw, raw)
         };
-        self.writer
-            .add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
+        writer.add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
     }
 }
 
