@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads: larder::edge::host::cpu_count(),
         uploads: 2,
         zstd_level: None,
+        checkpoints: Some(backup::Interval::DEFAULT),
         dry_run: false,
     };
     let report = backup::run(&repo, input, &options, &Progress::default())?;

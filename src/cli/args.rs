@@ -1,6 +1,6 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{parse_duration, parse_size};
+use super::names::{Every, parse_duration, parse_every, parse_size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ unavailable, 6 wrong key, 7 tampering or a gap in history, 8 internal error, 9 r
 
 const SNAPSHOT_HELP: &str = "\
 SNAPSHOT is the beginning of an id, `latest`, `latest:SOURCE-NAME`, or `@TIME` (2026-11-20T03:00Z, or local time without the Z, or
-a date): the newest at or before then. With `:PATH` after it, a place in the snapshot. A path after `latest`, `latest:NAME` or
+a date): the newest at or before then. Only an id can mean a checkpoint, the part that a run had done which did not end. With `:PATH` after it, a place in the snapshot. A path after `latest`, `latest:NAME` or
 `@TIME` begins with a slash; what follows `latest:` without one is the name of a source.";
 
 /// Encrypted, deduplicated backups on disks and S3.
@@ -282,7 +282,10 @@ pub struct KeyRemoveArgs {
   larder backup --exec --name shop.sql -- pg_dump shop
 
 Patterns are those of .gitignore: `*.tmp` anywhere, `/home/*/.cache` from the root on, `build/` only directories, `!keep.tmp` takes back.
-Files that did not change since the last snapshot of the same source are not read. The repository and the cache are left out.")]
+Files that did not change since the last snapshot of the same source are not read. The repository and the cache are left out.
+
+A checkpoint comes between two files, and is listed as `(checkpoint) (partial)`. `latest` and `@TIME` never mean one: to restore from it,
+give its id. The next run of the same source does not read again what it holds. Streams have no checkpoints.")]
 pub struct BackupArgs {
     /// Files and directories
     #[arg(value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
@@ -293,7 +296,8 @@ pub struct BackupArgs {
     /// Back up the output of the command after `--`; no snapshot unless it exits with 0
     #[arg(long, requires = "name", conflicts_with = "sources")]
     pub exec: bool,
-    /// Name of the source, under which its snapshots belong together; with --stdin and --exec also of the file [default: the paths]
+    /// Name of the source, under which its snapshots belong together; with --stdin and --exec also of the file
+    /// [default: the paths]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Leave out what matches
@@ -323,6 +327,10 @@ pub struct BackupArgs {
     /// Read every file, also those that seem unchanged
     #[arg(long)]
     pub force_rehash: bool,
+    /// Publish what a long run has done so far, as a checkpoint: a partial snapshot, from which the next run goes on
+    /// [default: 6h, and every 256 GiB; or: never]
+    #[arg(long, value_name = "DURATION", value_parser = parse_every)]
+    pub checkpoint_every: Option<Every>,
     /// Compression level of zstd, 1 to 19 [default: the repository's]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=19))]
     pub compression_level: Option<u32>,

@@ -1,10 +1,11 @@
-//! What every command needs: arguments completed by environment and profile, the output, and the way into the repository.
+//! What every command needs: arguments completed by environment and profile, the output, and the way into the
+//! repository.
 
 use super::args::{FilterArgs, Globals};
 use super::env::{self, Environment, Profile, SecretArgs};
 use super::error::{Doing, Failure};
 use super::interrupt::Interrupt;
-use super::names::{DayEdge, parse_size, parse_time};
+use super::names::{DayEdge, local_time, parse_size, parse_time};
 use super::output::Output;
 use super::progress::Display;
 use crate::edge::host;
@@ -13,7 +14,7 @@ use crate::edge::store::location::{self, Location, StoreOptions};
 use crate::ops::Progress;
 use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
-use crate::repo::snapshots::{Filter, HistoryState, Snapshot};
+use crate::repo::snapshots::{Filter, HistoryState, Snapshot, short_id};
 use jiff::tz::TimeZone;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ impl Context {
     /// # Errors
     /// When one of them is not right.
     pub fn new(globals: Globals, output: Output) -> Result<Context, Failure> {
-        let interrupt = Interrupt::listen()?;
+        let interrupt = Interrupt::listen(output.json)?;
         let environment = Environment::read()?;
         let profile = env::read_profile(globals.config.as_deref(), globals.profile.as_deref(), &environment)?;
         Ok(Context {
@@ -160,8 +161,8 @@ impl Context {
         Ok(repo)
     }
 
-    /// Opens the repository and brings what is known of its snapshots up to date. Gaps are told, not fatal: whoever restores
-    /// after an attack needs what is left.
+    /// Opens the repository and brings what is known of its snapshots up to date. Gaps are told, not fatal: whoever
+    /// restores after an attack needs what is left.
     ///
     /// # Errors
     /// When the repository cannot be opened or listed.
@@ -186,8 +187,8 @@ impl Context {
         }
     }
 
-    /// Opens the repository and finds the snapshot that somebody named, with as few requests as that takes: a machine that
-    /// has never seen the repository does not read its whole history for one file.
+    /// Opens the repository and finds the snapshot that somebody named, with as few requests as that takes: a machine
+    /// that has never seen the repository does not read its whole history for one file.
     ///
     /// # Errors
     /// When the repository cannot be opened, or nothing or more than one snapshot matches.
@@ -201,7 +202,35 @@ impl Context {
             .find_snapshot(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
             .doing("finding the snapshot")?;
         self.tell(&history);
+        self.tell_partial(&repo, text, &snapshot);
         Ok((repo, snapshot))
+    }
+
+    /// A part of a snapshot must not be taken for the whole, and whoever takes the latest wants to know that there is
+    /// something newer.
+    fn tell_partial(&self, repo: &Repo, text: &str, snapshot: &Snapshot) {
+        let manifest = &snapshot.manifest;
+        if snapshot.is_partial() {
+            self.output.warn(format!(
+                "{} is a checkpoint: it holds only what a run had done by {}",
+                short_id(&snapshot.id),
+                local_time(manifest.end)
+            ));
+        } else if text.starts_with("latest")
+            && let Ok(all) = repo.snapshots()
+            && let Some(newer) = all.iter().rfind(|other| {
+                other.is_partial()
+                    && other.manifest.source.id == manifest.source.id
+                    && other.manifest.start > manifest.start
+                    && !other.is_superseded(&all)
+            })
+        {
+            self.output.note(format!(
+                "a later run did not end; what it had done by {} is in checkpoint {}",
+                local_time(newer.manifest.end),
+                short_id(&newer.id)
+            ));
+        }
     }
 
     /// Finds the snapshot that somebody named.
@@ -213,8 +242,11 @@ impl Context {
         if let Some(time) = text.strip_prefix('@') {
             super::names::time_argument(time, DayEdge::End)?;
         }
-        repo.resolve(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
-            .doing("finding the snapshot")
+        let snapshot = repo
+            .resolve(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
+            .doing("finding the snapshot")?;
+        self.tell_partial(repo, text, &snapshot);
+        Ok(snapshot)
     }
 
     /// Returns how many threads may compute.

@@ -1,6 +1,7 @@
 //! What the process does about itself: permissions of what it makes, core dumps, signals.
 
 use super::error::Failure;
+use super::output::print_failure;
 use crate::ops::Progress;
 use crate::pure::base::Kind;
 use rustix::fs::Mode;
@@ -9,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Keeps keys out of core dumps and other users out of what is made. Best effort: an old kernel is no reason to stop.
 pub fn harden() {
@@ -38,7 +40,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// When signals cannot be handled or no thread can be started.
-    pub fn listen() -> Result<Interrupt, Failure> {
+    pub fn listen(json: bool) -> Result<Interrupt, Failure> {
         let interrupt = Interrupt {
             progress: Arc::default(),
             waits: Arc::default(),
@@ -58,6 +60,11 @@ impl Interrupt {
                 }
                 waits.store(true, Ordering::Release);
                 progress.cancel();
+                let progress = progress.clone();
+                // Without this thread, a second signal ends what hangs.
+                let _ = std::thread::Builder::new()
+                    .name("stopping".into())
+                    .spawn(move || end_when_let_go(&progress, json));
             }
         };
         std::thread::Builder::new()
@@ -81,4 +88,21 @@ impl Interrupt {
         }
         failure
     }
+}
+
+/// Ends the process when the verb has let go: it has done what it could, but a thread of it hangs in a read that may
+/// never return.
+fn end_when_let_go(progress: &Progress, json: bool) {
+    const LOOK: Duration = Duration::from_millis(20);
+    while !progress.is_let_go() {
+        std::thread::sleep(LOOK);
+    }
+    let mut failure = Failure::new(Kind::Interrupted, "interrupted; no snapshot was completed")
+        .with_hint("run the same command again: what was uploaded is used again");
+    failure
+        .causes
+        .push("a read from the source did not return and was left behind".into());
+    print_failure(&failure, json);
+    // Not `std::process::exit`: what that runs could wait for the thread that hangs.
+    signal_hook::low_level::exit(Kind::Interrupted.exit_code().into());
 }

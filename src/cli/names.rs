@@ -117,6 +117,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// How often something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    Never,
+    After(Duration),
+}
+
+/// Reads a duration or `never`.
+pub fn parse_every(text: &str) -> Result<Every, String> {
+    if text.trim() == "never" {
+        return Ok(Every::Never);
+    }
+    parse_duration(text).map(Every::After)
+}
+
 /// Reads a size: `500M`, `1.5 GiB`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write 500M or 1.5GiB"))
@@ -211,6 +226,13 @@ mod tests {
         );
         assert_eq!(at("yesterday", DayEdge::End), None);
         assert_eq!(at("", DayEdge::End), None);
+    }
+
+    #[test]
+    fn never_is_not_a_duration_of_nothing() {
+        assert_eq!(parse_every("never"), Ok(Every::Never));
+        assert_eq!(parse_every("0s"), Ok(Every::After(Duration::ZERO)));
+        assert!(parse_every("often").is_err());
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Running a program: arguments as a list, our secrets scrubbed from its environment, killed when dropped.
 
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::io::{self, Read};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 /// Variables that a child never inherits: they open the repository, and the child has no use for them.
 const SCRUBBED: [&str; 3] = ["LARDER_PASSWORD", "LARDER_PASSWORD_COMMAND", "LARDER_KEY_FILE"];
@@ -10,6 +13,24 @@ const SCRUBBED: [&str; 3] = ["LARDER_PASSWORD", "LARDER_PASSWORD_COMMAND", "LARD
 pub struct Child {
     program: String,
     child: std::process::Child,
+    stopper: Stopper,
+}
+
+/// Kills a running program from another thread, also while its output is waited for.
+#[derive(Clone)]
+pub struct Stopper {
+    /// `None` as soon as the program is about to be reaped: after that its number may be somebody else's.
+    pid: Arc<Mutex<Option<Pid>>>,
+}
+
+impl Stopper {
+    /// Kills the program unless it has ended.
+    pub fn stop(&self) {
+        if let Some(pid) = *self.pid.lock() {
+            // It may have ended by itself just now.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
 }
 
 impl Child {
@@ -27,10 +48,20 @@ impl Child {
         for name in SCRUBBED {
             command.env_remove(name);
         }
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
         Ok(Child {
             program: program.to_owned(),
-            child: command.spawn()?,
+            child,
+            stopper: Stopper {
+                pid: Arc::new(Mutex::new(Some(pid))),
+            },
         })
+    }
+
+    /// Returns what kills the program.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
     }
 
     /// Returns the program's name as it was given.
@@ -43,6 +74,14 @@ impl Child {
     /// # Errors
     /// When waiting fails.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        // First only looked at: as long as it is not reaped, its number is its own and the stopper may use it.
+        let pid = Pid::from_child(&self.child);
+        while let Err(error) = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+            if error != rustix::io::Errno::INTR {
+                break;
+            }
+        }
+        *self.stopper.pid.lock() = None;
         self.child.wait()
     }
 }
@@ -58,6 +97,8 @@ impl Read for Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        // `try_wait` reaps.
+        *self.stopper.pid.lock() = None;
         if let Ok(None) = self.child.try_wait() {
             // It may have ended by itself just now.
             let _ = self.child.kill();

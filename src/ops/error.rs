@@ -24,7 +24,7 @@ pub enum OpError {
     Usage(String),
     #[error("{what}")]
     Refused { what: String, hint: String },
-    #[error("interrupted; nothing was published")]
+    #[error("interrupted; no snapshot was completed")]
     Interrupted,
     #[error("the time limit was reached")]
     TimeLimit,

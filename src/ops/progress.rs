@@ -19,6 +19,7 @@ pub struct Progress {
     current: Mutex<String>,
     notes: Mutex<Vec<String>>,
     cancelled: AtomicBool,
+    let_go: AtomicBool,
 }
 
 impl Progress {
@@ -30,6 +31,17 @@ impl Progress {
     /// Says whether somebody asked for a stop.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Says that the verb has stopped as well as it can, but waits for a thread that may never end: nothing is lost
+    /// when the process is ended now.
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Release);
+    }
+
+    /// Whether the process may be ended at any moment.
+    pub fn is_let_go(&self) -> bool {
+        self.let_go.load(Ordering::Acquire)
     }
 
     /// Adds one finished file.

@@ -1,12 +1,11 @@
-//! Changing the tags of a snapshot: what is published never changes, so a new snapshot with the same roots takes its place and
-//! the old one is dropped (format-spec chapter 16). If the run dies in between, both are there.
+//! Changing the tags of a snapshot: what is published never changes, so a new snapshot with the same roots takes its
+//! place and the old one is dropped (format-spec chapter 16). If the run dies in between, both are there.
 
 use super::OpError;
 use crate::edge::host;
 use crate::pure::crypto::sign::role;
 use crate::pure::format::mark::{Drop, DropKind};
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::OutcomeKind;
 use crate::pure::format::session::SessionRole;
 use crate::pure::id::SessionId;
 use crate::repo::error::object_error;
@@ -16,7 +15,8 @@ use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
 use std::time::Instant;
 
-/// Adds and removes tags; returns the id under which the snapshot is found from now on (the old one when nothing changes).
+/// Adds and removes tags; returns the id under which the snapshot is found from now on (the old one when nothing
+/// changes).
 ///
 /// # Errors
 /// When the key may not write and forget, or the snapshot has been dropped meanwhile.
@@ -32,13 +32,14 @@ pub fn run(repo: &Repo, snapshot: &Snapshot, add: &[String], remove: &[String]) 
     }
     let mut session = Session::begin(repo, Some(snapshot.id), SessionRole::Backup, 1, Instant::now())?;
     // Only what is pinned and still there may be referenced.
-    if session.parent() != Some(snapshot.id) {
+    if session.parents() != [snapshot.id] {
         session.abandon();
         return Err(RepoError::NoSuchSnapshot(snapshot.id.to_string()).into());
     }
     let durable = session.make_durable()?;
     let label = OutcomeLabel {
-        kind: OutcomeKind::Commit,
+        // A checkpoint stays one: tags do not complete it.
+        kind: snapshot.kind,
         source: Some(manifest.source.id),
         flags: snapshot.flags,
     };

@@ -1,5 +1,5 @@
-//! Errors of the repository side. There is no conversion from source or target errors: a repository error stops a commit,
-//! a source error is recorded in the snapshot (invariant I-12).
+//! Errors of the repository side. There is no conversion from source or target errors: a repository error stops a
+//! commit, a source error is recorded in the snapshot (invariant I-12).
 
 use crate::edge::store::{Failure, StoreError};
 use crate::pure::base::{Explain, Kind};
@@ -51,10 +51,18 @@ pub enum RepoError {
     Gap { what: String },
     #[error("session {0} was declared dead by maintenance while it was running; nothing of it was published")]
     Fenced(SessionId),
+    #[error(
+        "snapshot {0}, which this run builds on, was forgotten while the run went on; what was done so far is in a checkpoint"
+    )]
+    Unpinned(SessionId),
     #[error("the local index cannot be used")]
     Index(#[from] IndexError),
     #[error("no snapshot matches {0:?}")]
     NoSuchSnapshot(String),
+    #[error(
+        "no complete snapshot matches {text:?}, only what runs left that did not end; the newest is checkpoint {newest}"
+    )]
+    OnlyCheckpoints { text: String, newest: String },
     #[error("{text:?} is ambiguous; it matches {}", .candidates.join(", "))]
     AmbiguousSnapshot { text: String, candidates: Vec<String> },
     #[error("another backup of the same source is running on this machine")]
@@ -121,9 +129,11 @@ impl Explain for RepoError {
                 Kind::Tamper
             }
             RepoError::WrongKey | RepoError::NoSuchProtector(_) | RepoError::NoGrant | RepoError::Role(_) => Kind::Auth,
-            RepoError::Fenced(_) => Kind::Refused,
+            RepoError::Fenced(_) | RepoError::Unpinned(_) => Kind::Refused,
             RepoError::Index(_) | RepoError::Local { .. } => Kind::Unavailable,
-            RepoError::NoSuchSnapshot(_) | RepoError::AmbiguousSnapshot { .. } => Kind::Usage,
+            RepoError::NoSuchSnapshot(_) | RepoError::OnlyCheckpoints { .. } | RepoError::AmbiguousSnapshot { .. } => {
+                Kind::Usage
+            }
             RepoError::Overlap => Kind::Busy,
             RepoError::Interrupted => Kind::Interrupted,
             RepoError::Poisoned | RepoError::PackDidNotVerify { .. } | RepoError::Internal(_) => Kind::Internal,
@@ -166,9 +176,12 @@ impl Explain for RepoError {
             RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
                 "the listing is stale, or an older copy of the repository is in its place; nothing was changed. Compare with the store's own records before going on"
             }
-            RepoError::Fenced(_) => "run the backup again: what it uploaded is used again",
+            RepoError::Fenced(_) | RepoError::Unpinned(_) => "run the backup again: what it uploaded is used again",
             RepoError::Index(_) => "the local index is disposable: remove the cache directory and run again",
             RepoError::NoSuchSnapshot(_) => "`larder snapshot list` shows what there is",
+            RepoError::OnlyCheckpoints { .. } => {
+                "a checkpoint holds the part that was done when it was made: name it by its id to use it"
+            }
             RepoError::AmbiguousSnapshot { .. } => "give more digits",
             RepoError::Overlap => "wait for it to end, or look for a hung process",
             RepoError::Interrupted => "run the same command again: what was uploaded is used again",

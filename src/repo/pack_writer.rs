@@ -1,6 +1,6 @@
-//! Filling packs, verifying them, and making them durable (invariants I-2, I-4, I-9, I-12). Workers add sealed frames from many
-//! threads; uploader threads seal, decode again, and upload full packs. The first repository error poisons the writer: from
-//! then on every call fails, so nothing can be published.
+//! Filling packs, verifying them, and making them durable (invariants I-2, I-4, I-9, I-12). Workers add sealed frames
+//! from many threads; uploader threads seal, decode again, and upload full packs. The first repository error poisons
+//! the writer: from then on every call fails, so nothing can be published.
 
 use super::error::{RepoError, store_error};
 use super::index::{LocalIndex, OwnPack};
@@ -15,7 +15,7 @@ use crate::pure::format::pack::{PackBuilder, PackHeader, SealedPack};
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,7 +110,29 @@ struct Shared {
     used: Mutex<HashSet<PackId>>,
     unlisted: Mutex<Vec<OwnPack>>,
     unlisted_records: AtomicU64,
-    counts: WriterCounts,
+    counts: Arc<WriterCounts>,
+}
+
+/// The writer of the session that is running now. A checkpoint ends one session and puts the next one's writer in its
+/// place.
+pub struct CurrentWriter(RwLock<Arc<PackWriter>>);
+
+impl CurrentWriter {
+    /// Begins with the writer of the first session.
+    pub fn new(writer: Arc<PackWriter>) -> CurrentWriter {
+        CurrentWriter(RwLock::new(writer))
+    }
+
+    /// Returns the writer. Hold it from the claim of a blob until the blob is added, so that no session ends in
+    /// between.
+    pub fn get(&self) -> RwLockReadGuard<'_, Arc<PackWriter>> {
+        self.0.read()
+    }
+
+    /// Waits until nobody is adding, and keeps everybody from it.
+    pub fn exclusively(&self) -> RwLockWriteGuard<'_, Arc<PackWriter>> {
+        self.0.write()
+    }
 }
 
 /// Writes the packs of one session.
@@ -121,7 +143,7 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Starts the uploader threads (`uploads` packs at once).
+    /// Starts the uploader threads (`uploads` packs at once). The figures are added to `counts`.
     ///
     /// # Errors
     /// When this key may not write.
@@ -132,6 +154,7 @@ impl PackWriter {
         config: &Config,
         session: SessionId,
         uploads: usize,
+        counts: Arc<WriterCounts>,
     ) -> Result<PackWriter, RepoError> {
         let lanes = config.lanes.clamp(1, 4) as usize;
         let make_lanes = |count| (0..count).map(|_| Mutex::new(None)).collect();
@@ -154,7 +177,7 @@ impl PackWriter {
             used: Mutex::new(HashSet::new()),
             unlisted: Mutex::new(Vec::new()),
             unlisted_records: AtomicU64::new(0),
-            counts: WriterCounts::default(),
+            counts,
         });
         // The queue holds nothing: a full pack waits in the hands of the thread that filled it, which bounds memory.
         let (queue, packs) = bounded(0);
@@ -184,7 +207,7 @@ impl PackWriter {
     }
 
     /// Returns the figures so far.
-    pub fn counts(&self) -> &WriterCounts {
+    pub fn counts(&self) -> &Arc<WriterCounts> {
         &self.shared.counts
     }
 

@@ -4,7 +4,7 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::{OwnPack, SessionEnd};
 use super::lock::HostLock;
 use super::open::{Repo, create_new, list_names, read_whole, store_key};
-use super::pack_writer::{Durable, PackWriter};
+use super::pack_writer::{CurrentWriter, Durable, PackWriter, WriterCounts};
 use super::snapshots::HistoryState;
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Stat, StoreError};
@@ -12,7 +12,7 @@ use crate::pure::crypto::sign::role;
 use crate::pure::format::blob::BlobType;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::{Outcome, OutcomeKind};
+use crate::pure::format::outcome::{Outcome, OutcomeKind, flag};
 use crate::pure::format::run::{self, RunChunk, RunContent, RunDelta, RunIdentity, RunPack, StoredAs};
 use crate::pure::format::session::{Acknowledgement, Registration, SessionRole};
 use crate::pure::id::{ChunkId, ObjectHash, PackId, SessionId, SourceId};
@@ -32,13 +32,17 @@ const POLL_EVERY: Duration = Duration::from_secs(15 * 60);
 /// A listing of outcomes younger than this is good enough to number the next one.
 const LISTING_FRESH: Duration = Duration::from_secs(60);
 
-/// A running session.
+/// A running session. After a checkpoint it is another one: see [`Session::checkpoint`].
 pub struct Session<'r> {
     repo: &'r Repo,
     id: SessionId,
     protocol: BackupProtocol,
-    parent: Option<SessionId>,
+    role: SessionRole,
+    uploads: usize,
+    parents: Vec<SessionId>,
     writer: Arc<PackWriter>,
+    /// The same writer, for the threads that fill it.
+    current: Arc<CurrentWriter>,
     next_run: u32,
     next_object: u32,
     last_run: Instant,
@@ -46,7 +50,7 @@ pub struct Session<'r> {
     history_listed: Instant,
     notes: Vec<String>,
     condemned: HashMap<SessionId, HashSet<PackId>>,
-    _lock: HostLock,
+    lock: HostLock,
     lock_path: PathBuf,
 }
 
@@ -65,6 +69,40 @@ pub struct OutcomeLabel {
     pub flags: u64,
 }
 
+/// What a session has of its own before it is registered.
+struct Identity {
+    id: SessionId,
+    writer: Arc<PackWriter>,
+    lock: HostLock,
+    lock_path: PathBuf,
+}
+
+impl Identity {
+    fn draw(repo: &Repo, uploads: usize, counts: Arc<WriterCounts>) -> Result<Identity, RepoError> {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&repo.kid.0[..4]);
+        id[4..].copy_from_slice(&host::random::<12>());
+        let id = SessionId(id);
+        let lock_path = session_lock(repo, &id);
+        let lock = HostLock::try_take(&lock_path)?.ok_or_else(|| internal("a new session's lock is taken"))?;
+        let writer = Arc::new(PackWriter::start(
+            repo.store.clone(),
+            repo.index.clone(),
+            repo.keys.clone(),
+            &repo.config,
+            id,
+            uploads,
+            counts,
+        )?);
+        Ok(Identity {
+            id,
+            writer,
+            lock,
+            lock_path,
+        })
+    }
+}
+
 /// The file whose lock a session's process holds while it lives.
 fn session_lock(repo: &Repo, session: &SessionId) -> PathBuf {
     repo.state_dir.join("sessions").join(format!("{session}.lock"))
@@ -75,14 +113,14 @@ fn internal(error: impl std::fmt::Display) -> RepoError {
 }
 
 impl<'r> Session<'r> {
-    /// Ends this machine's crashed sessions, registers a new one with `parent` pinned, and brings the index up to date.
+    /// Ends this machine's crashed sessions, registers a new one with `parents` pinned, and brings the index up to date.
     /// `history_listed` is when the outcomes were last listed.
     ///
     /// # Errors
     /// When this key may not write, or the repository cannot be used.
     pub fn begin(
         repo: &'r Repo,
-        parent: Option<SessionId>,
+        parents: impl IntoIterator<Item = SessionId>,
         role: SessionRole,
         uploads: usize,
         history_listed: Instant,
@@ -101,25 +139,20 @@ impl<'r> Session<'r> {
             source,
         })?;
         let recovered = recover(repo)?;
-        let mut id = [0; 16];
-        id[..4].copy_from_slice(&repo.kid.0[..4]);
-        id[4..].copy_from_slice(&host::random::<12>());
-        let id = SessionId(id);
-        let lock_path = session_lock(repo, &id);
-        let lock = HostLock::try_take(&lock_path)?.ok_or_else(|| internal("a new session's lock is taken"))?;
-        let writer = Arc::new(PackWriter::start(
-            repo.store.clone(),
-            repo.index.clone(),
-            repo.keys.clone(),
-            &repo.config,
+        let Identity {
             id,
-            uploads,
-        )?);
+            writer,
+            lock,
+            lock_path,
+        } = Identity::draw(repo, uploads, Arc::default())?;
         let mut session = Session {
             repo,
             id,
             protocol: BackupProtocol::new(),
-            parent: None,
+            role,
+            uploads,
+            parents: Vec::new(),
+            current: Arc::new(CurrentWriter::new(writer.clone())),
             writer,
             next_run: 0,
             next_object: 1,
@@ -128,42 +161,53 @@ impl<'r> Session<'r> {
             history_listed: if recovered { Instant::now() } else { history_listed },
             notes: Vec::new(),
             condemned: HashMap::new(),
-            _lock: lock,
+            lock,
             lock_path,
         };
-        session.register(parent, role)?;
+        session.begin_with(parents.into_iter().collect())?;
         session.adopt()?;
         Ok(session)
     }
 
     /// Steps B2 to B6.
-    fn register(&mut self, parent: Option<SessionId>, role: SessionRole) -> Result<(), RepoError> {
+    fn begin_with(&mut self, parents: Vec<SessionId>) -> Result<(), RepoError> {
+        let Action::Register { pins } = self.protocol.step(Event::Begin { parents }).map_err(internal)? else {
+            return Err(internal("a session does not begin with its registration"));
+        };
+        self.register(&self.id, pins)?;
+        let action = self.protocol.step(Event::Registered).map_err(internal)?;
+        self.validate(action)
+    }
+
+    /// Step B2, for this session or for the one that goes on after it.
+    fn register(&self, id: &SessionId, pins: Vec<SessionId>) -> Result<(), RepoError> {
         let repo = self.repo;
-        let mut action = self.protocol.step(Event::Begin { parent }).map_err(internal)?;
+        repo.index
+            .start_session(id, &host::boot_id(), std::process::id(), host::now())?;
+        let registration = Registration {
+            kid: repo.kid,
+            created: host::now(),
+            role: self.role,
+            pins,
+            software: concat!("larder/", env!("CARGO_PKG_VERSION")).into(),
+            host: Some(host::host_name()),
+        };
+        let body = registration
+            .encode(id, &repo.keys, &repo.signer, host::random())
+            .map_err(object_error("sealing", "the session"))?;
+        create_new(
+            &*repo.store,
+            &ObjectName::Session(*id, 0),
+            body,
+            "the session's registration",
+        )
+    }
+
+    /// Steps B3 to B6.
+    fn validate(&mut self, mut action: Action) -> Result<(), RepoError> {
+        let repo = self.repo;
         loop {
             let event = match action {
-                Action::Register { pins } => {
-                    repo.index
-                        .start_session(&self.id, &host::boot_id(), std::process::id(), host::now())?;
-                    let registration = Registration {
-                        kid: repo.kid,
-                        created: host::now(),
-                        role,
-                        pins,
-                        software: concat!("larder/", env!("CARGO_PKG_VERSION")).into(),
-                        host: Some(host::host_name()),
-                    };
-                    let body = registration
-                        .encode(&self.id, &repo.keys, &repo.signer, host::random())
-                        .map_err(object_error("sealing", "the session"))?;
-                    create_new(
-                        &*repo.store,
-                        &ObjectName::Session(self.id, 0),
-                        body,
-                        "the session's registration",
-                    )?;
-                    Event::Registered
-                }
                 Action::ListDrops => Event::Drops {
                     dropped: repo.sync_drops()?,
                 },
@@ -197,10 +241,11 @@ impl<'r> Session<'r> {
                     }
                     Event::IndexSynced
                 }
-                Action::Work { parent } => {
-                    self.parent = parent;
+                Action::Work { parents } => {
+                    self.parents = parents;
                     return Ok(());
                 }
+                Action::Finish(Finish::Unpinned(lost)) => return Err(RepoError::Unpinned(lost)),
                 action => return Err(internal(format!("unexpected {action:?} while registering"))),
             };
             action = self.protocol.step(event).map_err(internal)?;
@@ -284,14 +329,14 @@ impl<'r> Session<'r> {
         self.id
     }
 
-    /// Returns the parent that was pinned and validated.
-    pub fn parent(&self) -> Option<SessionId> {
-        self.parent
+    /// Returns the parents that were pinned and validated.
+    pub fn parents(&self) -> &[SessionId] {
+        &self.parents
     }
 
     /// Returns the pack writer, to share with threads.
-    pub fn writer_arc(&self) -> Arc<PackWriter> {
-        self.writer.clone()
+    pub fn current_writer(&self) -> Arc<CurrentWriter> {
+        self.current.clone()
     }
 
     /// Returns the pack writer.
@@ -304,7 +349,8 @@ impl<'r> Session<'r> {
         std::mem::take(&mut self.notes)
     }
 
-    /// Does what is due during work: writes a run, looks at `gc/`. Call it now and then; it returns at once when nothing is due.
+    /// Does what is due during work: writes a run, looks at `gc/`. Call it now and then; it returns at once when
+    /// nothing is due.
     ///
     /// # Errors
     /// When the repository fails; the session must not publish then.
@@ -320,8 +366,8 @@ impl<'r> Session<'r> {
         Ok(())
     }
 
-    /// Step B9. Each poll also serves as the heartbeat when it acknowledges; a session object is written every time, so that
-    /// the session never looks dead (format-spec chapter 16).
+    /// Step B9. Each poll also serves as the heartbeat when it acknowledges; a session object is written every time, so
+    /// that the session never looks dead (format-spec chapter 16).
     fn poll(&mut self) -> Result<(), RepoError> {
         self.protocol.step(Event::PollDue).map_err(internal)?;
         let generations = self.list_condemned()?;
@@ -403,6 +449,80 @@ impl<'r> Session<'r> {
         Ok(durable)
     }
 
+    /// Publishes what has been done so far as a partial snapshot, and goes on as another session that builds on it.
+    ///
+    /// At this moment the tree that `manifest` describes must hold every reference that was made and is still to be
+    /// used: chunks that this session has looked up or uploaded and that are in no published tree are protected by
+    /// nobody once it has ended. `manifest` is made when all packs are durable.
+    ///
+    /// # Errors
+    /// When the repository fails, maintenance fenced the session, or a snapshot that the run builds on was forgotten meanwhile. The
+    /// session cannot be used after that.
+    pub fn checkpoint<E: From<RepoError>>(
+        &mut self,
+        source: SourceId,
+        flags: u64,
+        manifest: impl FnOnce(&WriterCounts) -> Result<Manifest, E>,
+    ) -> Result<SessionId, E> {
+        let current = self.current.clone();
+        let mut writing = current.exclusively();
+        let _durable = self.make_durable()?;
+        let encoded = manifest(self.writer.counts())?.encode();
+        let label = OutcomeLabel {
+            kind: OutcomeKind::Checkpoint,
+            source: Some(source),
+            flags: flags | flag::PARTIAL,
+        };
+        let (ended, writer) = self.continue_after(&encoded, &label)?;
+        *writing = writer;
+        Ok(ended)
+    }
+
+    /// Registers the next session, ends this one with the manifest, and becomes the next. Returns which one ended, and
+    /// the new writer.
+    fn continue_after(
+        &mut self,
+        manifest: &[u8],
+        label: &OutcomeLabel,
+    ) -> Result<(SessionId, Arc<PackWriter>), RepoError> {
+        let next = Identity::draw(self.repo, self.uploads, self.writer.counts().clone())?;
+        let ending = self.id;
+        let Action::Register { pins } = self.protocol.step(Event::DurableSoFar { ending }).map_err(internal)? else {
+            return Err(internal("a checkpoint does not begin with a registration"));
+        };
+        self.register(&next.id, pins)?;
+        match self.protocol.step(Event::Registered).map_err(internal)? {
+            Action::PublishOutcome => {}
+            action => return Err(internal(format!("unexpected {action:?} before a checkpoint"))),
+        }
+        let manifest_id = self.manifest_id(manifest)?;
+        let (size, action) = self.end(label, Some((manifest, manifest_id)))?;
+        if action == Action::Finish(Finish::Fenced) {
+            return Err(RepoError::Fenced(ending));
+        }
+        self.writer
+            .counts()
+            .bytes_stored
+            .fetch_add(size, std::sync::atomic::Ordering::Relaxed);
+        self.id = next.id;
+        self.writer = next.writer.clone();
+        self.lock = next.lock;
+        self.lock_path = next.lock_path;
+        self.next_run = 0;
+        self.next_object = 1;
+        self.last_run = Instant::now();
+        self.last_poll = Instant::now();
+        self.validate(action)?;
+        Ok((ending, next.writer))
+    }
+
+    fn manifest_id(&self, encoded: &[u8]) -> Result<ChunkId, RepoError> {
+        self.repo
+            .keys
+            .meta_id(encoded)
+            .map_err(|error| object_error("sealing", "the manifest")(error.into()))
+    }
+
     /// Publishes: the one commit point. Everything that the manifest reaches is durable, which `_durable` proves.
     ///
     /// # Errors
@@ -413,19 +533,15 @@ impl<'r> Session<'r> {
         manifest: &Manifest,
         label: &OutcomeLabel,
     ) -> Result<Published, RepoError> {
-        let repo = self.repo;
         match self.protocol.step(Event::Durable).map_err(internal)? {
             Action::PublishOutcome => {}
             action => return Err(internal(format!("unexpected {action:?} before publishing"))),
         }
         let encoded = manifest.encode();
-        let id = repo
-            .keys
-            .meta_id(&encoded)
-            .map_err(|error| object_error("sealing", "the manifest")(error.into()))?;
-        let (size, finish) = self.end(label, Some((&encoded, id)))?;
-        match finish {
-            Finish::Committed => {
+        let id = self.manifest_id(&encoded)?;
+        let (size, action) = self.end(label, Some((&encoded, id)))?;
+        match action {
+            Action::Finish(Finish::Committed) => {
                 let stored = self
                     .writer
                     .counts()
@@ -436,12 +552,19 @@ impl<'r> Session<'r> {
                     bytes_stored: stored + size,
                 })
             }
-            Finish::Fenced => Err(RepoError::Fenced(self.id)),
+            Action::Finish(Finish::Fenced) => Err(RepoError::Fenced(self.id)),
+            action => Err(internal(format!("unexpected {action:?} after publishing"))),
         }
     }
 
     /// Ends the session without a snapshot: what it uploaded and listed can be used by later ones. Best effort.
     pub fn abandon(mut self) {
+        self.give_up();
+    }
+
+    /// As [`Self::abandon`], where threads may still hold the writer: what they add from now on is lost. A second call
+    /// does nothing.
+    pub fn give_up(&mut self) {
         let label = OutcomeLabel {
             kind: OutcomeKind::Abandon,
             source: None,
@@ -453,7 +576,8 @@ impl<'r> Session<'r> {
         });
     }
 
-    fn end(&mut self, label: &OutcomeLabel, manifest: Option<(&[u8], ChunkId)>) -> Result<(u64, Finish), RepoError> {
+    /// Creates the outcome. Returns its size, and what comes after it.
+    fn end(&mut self, label: &OutcomeLabel, manifest: Option<(&[u8], ChunkId)>) -> Result<(u64, Action), RepoError> {
         let repo = self.repo;
         let _commit = HostLock::take(&repo.state_dir.join("commit.lock"))?;
         if self.history_listed.elapsed() > LISTING_FRESH {
@@ -475,7 +599,7 @@ impl<'r> Session<'r> {
             sequence,
             previous,
             acked: self.protocol.acked().copied().collect(),
-            pins: self.parent.into_iter().collect(),
+            pins: self.parents.clone(),
             source: label.source,
             flags: label.flags,
             chain_floors: Vec::new(),
@@ -490,33 +614,27 @@ impl<'r> Session<'r> {
                 object_id,
             )
             .map_err(object_error("sealing", "the snapshot"))?;
-        let finish = publish_outcome(repo, &mut self.protocol, &outcome, object_id, &sealed)?;
-        match finish {
-            Finish::Committed => {
-                repo.index.accept_session(&self.id, &outcome.accepted)?;
-                repo.index.end_session(&self.id, SessionEnd::Ended)?;
-            }
-            Finish::Fenced => repo.index.end_session(&self.id, SessionEnd::Superseded)?,
+        let event = publish_outcome(repo, &outcome, object_id, &sealed)?;
+        let action = self.protocol.step(event).map_err(internal)?;
+        if action == Action::Finish(Finish::Fenced) {
+            repo.index.end_session(&self.id, SessionEnd::Superseded)?;
+        } else {
+            repo.index.accept_session(&self.id, &outcome.accepted)?;
+            repo.index.end_session(&self.id, SessionEnd::Ended)?;
         }
         let _ = std::fs::remove_file(&self.lock_path);
-        Ok((sealed.len() as u64, finish))
+        Ok((sealed.len() as u64, action))
     }
 }
 
 /// Creates `snap/<sid>`, tells our own landed attempt from a fence, and puts the outcome into the mirror.
-fn publish_outcome(
-    repo: &Repo,
-    protocol: &mut BackupProtocol,
-    outcome: &Outcome,
-    object_id: [u8; 16],
-    sealed: &[u8],
-) -> Result<Finish, RepoError> {
+fn publish_outcome(repo: &Repo, outcome: &Outcome, object_id: [u8; 16], sealed: &[u8]) -> Result<Event, RepoError> {
     let name = ObjectName::Outcome(outcome.session);
     let created = repo
         .store
         .create(&store_key(&name), Bytes::copy_from_slice(sealed))
         .map_err(store_error("publishing the snapshot"))?;
-    let event = match created {
+    Ok(match created {
         Created::New => {
             keep_own(repo, outcome, sealed)?;
             Event::OutcomeCreated
@@ -530,11 +648,7 @@ fn publish_outcome(
                 ours: stored.object_id == object_id,
             }
         }
-    };
-    match protocol.step(event).map_err(internal)? {
-        Action::Finish(finish) => Ok(finish),
-        action => Err(internal(format!("unexpected {action:?} after publishing"))),
-    }
+    })
 }
 
 fn keep_own(repo: &Repo, outcome: &Outcome, sealed: &[u8]) -> Result<(), RepoError> {
@@ -615,7 +729,8 @@ pub fn run_content(packs: &[OwnPack]) -> RunContent {
     content
 }
 
-/// Ends sessions of this machine whose process is gone, so that what they uploaded can be used. Returns whether there were any.
+/// Ends sessions of this machine whose process is gone, so that what they uploaded can be used. Returns whether there
+/// were any.
 fn recover(repo: &Repo) -> Result<bool, RepoError> {
     let mut any = false;
     for open in repo.index.open_sessions()? {

@@ -1,4 +1,5 @@
-//! Which snapshots there are: the mirror of `snap/` and `drop/`, its checks against gaps and rollback, and how people name one.
+//! Which snapshots there are: the mirror of `snap/` and `drop/`, its checks against gaps and rollback, and how people
+//! name one.
 
 use super::error::{RepoError, object_error};
 use super::index::KnownOutcome;
@@ -8,7 +9,7 @@ use crate::pure::base::Timestamp;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::mark::Drop;
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome};
+use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome, flag};
 use crate::pure::id::{KeyId, SessionId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -20,6 +21,23 @@ pub struct Snapshot {
     pub manifest: Manifest,
     pub flags: u64,
     pub kid: KeyId,
+}
+
+impl Snapshot {
+    /// Whether it holds only what a run had done when it was made: a checkpoint.
+    pub fn is_partial(&self) -> bool {
+        self.kind == OutcomeKind::Checkpoint || self.flags & flag::PARTIAL != 0
+    }
+
+    /// Whether it is partial and a complete snapshot of the same source was made after it.
+    pub fn is_superseded(&self, all: &[Snapshot]) -> bool {
+        let is_later = |other: &Snapshot| {
+            !other.is_partial()
+                && other.manifest.source.id == self.manifest.source.id
+                && other.manifest.end >= self.manifest.end
+        };
+        self.is_partial() && all.iter().any(is_later)
+    }
 }
 
 /// What a listing of the history found beside the good outcomes.
@@ -60,8 +78,8 @@ impl Filter {
 }
 
 impl Repo {
-    /// Brings the mirror of outcomes and drops up to date (two listings, one read for each outcome not seen before) and checks
-    /// the chains of every writer.
+    /// Brings the mirror of outcomes and drops up to date (two listings, one read for each outcome not seen before) and
+    /// checks the chains of every writer.
     ///
     /// # Errors
     /// When the store cannot be listed or read. Unreadable outcomes are reported in the result instead.
@@ -149,9 +167,9 @@ impl Repo {
         })
     }
 
-    /// Finds a snapshot on a machine that has seen little of the history yet: reads only the outcomes that can be meant,
-    /// newest first. Otherwise as [`Self::sync_history`] and [`Self::resolve`]; the chains are not checked here when most of
-    /// the history is left unread.
+    /// Finds a snapshot on a machine that has seen little of the history yet: reads only the outcomes that can be
+    /// meant, newest first. Otherwise as [`Self::sync_history`] and [`Self::resolve`]; the chains are not checked here
+    /// when most of the history is left unread.
     ///
     /// # Errors
     /// As `resolve`.
@@ -235,8 +253,8 @@ impl Repo {
         self.sync_drops_into(&mut HistoryState::default())
     }
 
-    /// A drop counts when it verifies, as everything does: whoever can write to the store can make an object of that name, and
-    /// must not be able to hide a snapshot with it. Each is read once by a machine.
+    /// A drop counts when it verifies, as everything does: whoever can write to the store can make an object of that
+    /// name, and must not be able to hide a snapshot with it. Each is read once by a machine.
     fn sync_drops_into(&self, state: &mut HistoryState) -> Result<Vec<SessionId>, RepoError> {
         let mut dropped = Vec::new();
         for (name, _) in list_names(&*self.store, "drop/")? {
@@ -349,7 +367,8 @@ impl Repo {
         })
     }
 
-    /// Returns the snapshots of the mirror that are not dropped, oldest first. Checkpoints are included.
+    /// Returns the snapshots of the mirror that are not dropped, oldest first. Checkpoints are included, before what
+    /// their run came to.
     ///
     /// # Errors
     /// When a manifest cannot be opened.
@@ -360,12 +379,13 @@ impl Repo {
                 snapshots.push(self.snapshot(&known.session)?);
             }
         }
-        snapshots.sort_by_key(|snapshot| (snapshot.manifest.start, snapshot.id));
+        snapshots.sort_by_key(|snapshot| (snapshot.manifest.start, snapshot.manifest.end, snapshot.id));
         Ok(snapshots)
     }
 
     /// Finds the snapshot that `text` names: an id prefix, `latest`, `latest:SOURCE`, or `@TIME`.
-    /// `parse_time` turns the text after `@` into a time.
+    /// `parse_time` turns the text after `@` into a time. Only an id can mean a checkpoint: whoever restores the latest snapshot must
+    /// not get a part of one without having asked for it.
     ///
     /// # Errors
     /// When nothing or more than one snapshot matches.
@@ -384,17 +404,12 @@ impl Repo {
             } else if !rest.is_empty() {
                 return Err(none());
             }
-            // A finished snapshot wins over a partial one.
-            let finished = candidates
-                .iter()
-                .rposition(|snapshot| snapshot.kind == OutcomeKind::Commit);
-            let chosen = finished.or(candidates.len().checked_sub(1)).ok_or_else(none)?;
-            return Ok(candidates.swap_remove(chosen));
+            return newest_complete(text, candidates);
         }
         if let Some(time) = text.strip_prefix('@') {
             let limit = parse_time(time).ok_or_else(none)?;
-            candidates.retain(|snapshot| snapshot.manifest.start <= limit && snapshot.kind == OutcomeKind::Commit);
-            return candidates.pop().ok_or_else(none);
+            candidates.retain(|snapshot| snapshot.manifest.start <= limit);
+            return newest_complete(text, candidates);
         }
         if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(none());
@@ -413,6 +428,21 @@ impl Repo {
                 candidates: candidates.iter().map(|snapshot| short_id(&snapshot.id)).collect(),
             }),
         }
+    }
+}
+
+/// Returns the last one that is not partial.
+fn newest_complete(text: &str, mut candidates: Vec<Snapshot>) -> Result<Snapshot, RepoError> {
+    match candidates.iter().rposition(|snapshot| !snapshot.is_partial()) {
+        Some(complete) => Ok(candidates.swap_remove(complete)),
+        None if candidates.is_empty() => Err(RepoError::NoSuchSnapshot(text.to_owned())),
+        None => Err(RepoError::OnlyCheckpoints {
+            text: text.to_owned(),
+            newest: candidates
+                .last()
+                .map(|snapshot| short_id(&snapshot.id))
+                .unwrap_or_default(),
+        }),
     }
 }
 

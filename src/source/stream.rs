@@ -1,7 +1,7 @@
 //! One stream of bytes: standard input, or the output of a command that must succeed.
 
 use crate::edge::host;
-use crate::edge::process::Child;
+use crate::edge::process::{Child, Stopper};
 use crate::pure::base::time::FileTime;
 use crate::pure::base::{Explain, Kind};
 use crate::pure::format::entry::{Attributes, Content, Entry, EntryKind};
@@ -79,6 +79,15 @@ impl Stream {
             from: From::Command(child),
             bytes: 0,
         })
+    }
+
+    /// Returns what ends the command, so that nobody waits for its output any more. Standard input cannot be ended from
+    /// here.
+    pub fn stopper(&self) -> Option<Stopper> {
+        match &self.from {
+            From::Stdin(_) => None,
+            From::Command(child) => Some(child.stopper()),
+        }
     }
 
     /// Returns the name of the entry.

@@ -1,9 +1,10 @@
-//! Faults and crashes: every single call to the store fails once, in every way a call can fail, and from then on. Whatever
-//! happens, what was published before restores, the run that failed is in the repository completely or not at all, and the
-//! next run succeeds and does not store again what was durable (format.md §9; reliability.md A1, A2, A10, A12, I14).
+//! Faults and crashes: every single call to the store fails once, in every way a call can fail, and from then on.
+//! Whatever happens, what was published before restores, the run that failed is in the repository completely or not at
+//! all, and the next run succeeds and does not store again what was durable (format.md §9; reliability.md A1, A2, A10,
+//! A12, I14).
 //!
-//! Failing "from then on" is a crash: the process writes nothing more. Its memory is gone with the `Repo`; its local state
-//! stays (a crash) or goes as well (a new disk).
+//! Failing "from then on" is a crash: the process writes nothing more. Its memory is gone with the `Repo`; its local
+//! state stays (a crash) or goes as well (a new disk).
 
 use crate::story::{noise, options, tree};
 use larder::edge::host;
@@ -64,16 +65,27 @@ fn back_up(
     credential: &Credential,
     source: &Path,
 ) -> Result<backup::Report, OpError> {
+    back_up_with(store, cache, credential, source, |_| {})
+}
+
+fn back_up_with(
+    store: Arc<dyn Store>,
+    cache: &Path,
+    credential: &Credential,
+    source: &Path,
+    adjust: impl FnOnce(&mut backup::Options),
+) -> Result<backup::Report, OpError> {
     let repo = try_open(store, cache, credential)?;
     let input = backup::Input::Paths {
         roots: vec![source.to_owned()],
         walk: WalkOptions::default(),
         excludes: ExcludesBuilder::default(),
     };
-    let options = backup::Options {
+    let mut options = backup::Options {
         threads: 1,
         ..options()
     };
+    adjust(&mut options);
     backup::run(&repo, input, &options, &Progress::default())
 }
 
@@ -111,11 +123,17 @@ struct Scene {
     full: u64,
     /// Calls that such a run makes.
     calls: u64,
+    /// When the runs that meet faults publish checkpoints.
+    checkpoints: Option<backup::Interval>,
     cases: std::cell::Cell<u64>,
 }
 
 impl Scene {
     fn new() -> Scene {
+        Scene::with_checkpoints(None)
+    }
+
+    fn with_checkpoints(checkpoints: Option<backup::Interval>) -> Scene {
         let dir = scratch();
         let source = dir.path().join("source");
         std::fs::create_dir_all(source.join("sub")).unwrap();
@@ -169,11 +187,16 @@ impl Scene {
             night2,
             full: 0,
             calls: 0,
+            checkpoints,
             cases: std::cell::Cell::new(0),
         };
         let (store, cache) = scene.fork();
         let counted = Arc::new(FaultStore::new(store.clone(), None));
-        back_up(counted.clone(), &cache, &admin(), &scene.source()).unwrap();
+        let report = back_up_with(counted.clone(), &cache, &admin(), &scene.source(), |options| {
+            options.checkpoints = checkpoints;
+        })
+        .unwrap();
+        assert_eq!(report.checkpoints.is_empty(), checkpoints.is_none(), "{report:?}");
         scene.full = pack_bytes(&counted.acknowledged());
         scene.calls = counted.calls();
         assert!(scene.full > 1_500_000, "{}", scene.full);
@@ -209,8 +232,8 @@ impl Scene {
         self.dir.path().join(format!("cache{}", self.cases.get()))
     }
 
-    /// On a machine that has nothing but the key: `check` is content, every snapshot restores to what one of the two nights
-    /// was, and the first is there. Returns how many show the second night.
+    /// On a machine that has nothing but the key: `check` is content, every snapshot restores to what one of the two
+    /// nights was, and the first is there. Returns how many show the second night.
     fn assert_sound(&self, store: &MemoryStore, when: &str) -> usize {
         let cache = self.fresh();
         let repo = try_open(Arc::new(store.clone()), &cache, &admin()).unwrap();
@@ -228,7 +251,7 @@ impl Scene {
             "{when}: the first snapshot is gone"
         );
         for snapshot in snapshots {
-            let id = snapshot.id;
+            let (id, is_partial) = (snapshot.id, snapshot.is_partial());
             let target = cache.join("restored");
             let options = restore::Options {
                 snapshot,
@@ -250,7 +273,13 @@ impl Scene {
                 report.damaged
             );
             let found = tree(&target);
-            if id == self.first {
+            if is_partial {
+                let is_right = |(path, bytes): (&PathBuf, &Vec<u8>)| self.night2.get(path) == Some(bytes);
+                assert!(
+                    !found.is_empty() && found.iter().all(is_right),
+                    "{when}: checkpoint {id} is not a part of what was backed up"
+                );
+            } else if id == self.first {
                 assert!(found == self.night1, "{when}: the first snapshot has changed");
             } else {
                 assert!(found == self.night2, "{when}: snapshot {id} is not what was backed up");
@@ -263,7 +292,8 @@ impl Scene {
         second_nights
     }
 
-    /// Runs a backup that meets a fault. Returns what was acknowledged to it, or `None` when it was over before the fault.
+    /// Runs a backup that meets a fault. Returns what was acknowledged to it, or `None` when it was over before the
+    /// fault.
     fn run_with(
         &self,
         store: &MemoryStore,
@@ -271,7 +301,9 @@ impl Scene {
         fault: Fault,
     ) -> Option<(Result<backup::Report, OpError>, Vec<(StoreKey, u64)>, Vec<String>)> {
         let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
-        let result = back_up(faulty.clone(), cache, &admin(), &self.source());
+        let result = back_up_with(faulty.clone(), cache, &admin(), &self.source(), |options| {
+            options.checkpoints = self.checkpoints;
+        });
         faulty
             .has_failed()
             .then(|| (result, faulty.acknowledged(), faulty.log()))
@@ -288,7 +320,8 @@ impl Scene {
     }
 }
 
-/// What the failed run says is an error of the store, not a defect, and not "nothing wrong" for a snapshot that is not there.
+/// What the failed run says is an error of the store, not a defect, and not "nothing wrong" for a snapshot that is not
+/// there.
 fn assert_honest(result: &Result<backup::Report, OpError>, second_nights: usize, when: &str) {
     match result {
         Ok(report) => assert!(
@@ -308,7 +341,10 @@ fn assert_honest(result: &Result<backup::Report, OpError>, second_nights: usize,
 
 #[test]
 fn every_call_may_fail_and_the_next_run_goes_on_from_there() {
-    let scene = Scene::new();
+    every_call_may_fail(&Scene::new());
+}
+
+fn every_call_may_fail(scene: &Scene) {
     let started = Instant::now();
     let (mut cases, mut published, mut open) = (0, 0, true);
     let mut call = 0;
@@ -341,7 +377,7 @@ fn every_call_may_fail_and_the_next_run_goes_on_from_there() {
                 scene.full
             );
             assert_eq!(scene.assert_sound(&store, &when), second_nights + 1, "{when}");
-            assert_no_open_sessions(&scene, &store, &when);
+            assert_no_open_sessions(scene, &store, &when);
             // … or has lost it.
             if fault.lasting {
                 scene.assert_next_run_works(&other_store, &scene.fresh(), &when);
@@ -438,7 +474,8 @@ fn crash_during_recovery_is_only_one_more_crash() {
     );
 }
 
-/// Another machine makes a whole backup between any two calls of this one: with a key of its own, and with the same key.
+/// Another machine makes a whole backup between any two calls of this one: with a key of its own, and with the same
+/// key.
 #[test]
 fn two_machines_at_once_both_publish() {
     let scene = Scene::new();
@@ -563,6 +600,194 @@ fn fenced_session_publishes_nothing_and_the_next_run_reuses_its_packs() {
     assert_eq!(scene.assert_sound(&store, "fenced"), 1);
 }
 
+mod checkpoints {
+    //! Runs that end one session with a checkpoint and go on in the next.
+
+    use super::*;
+    use larder::pure::format::mark::{Drop, DropKind};
+    use larder::repo::snapshots::Snapshot;
+
+    /// The second night's work is the root, `changes`, `new`, `sub` and `sub/new`, in this order. A checkpoint comes
+    /// after the second and after the third.
+    const EVERY_LARGER_FILE: backup::Interval = backup::Interval {
+        time: std::time::Duration::MAX,
+        bytes: 25_000,
+    };
+
+    fn scene() -> Scene {
+        Scene::with_checkpoints(Some(EVERY_LARGER_FILE))
+    }
+
+    #[test]
+    fn every_call_of_a_run_with_checkpoints_may_fail() {
+        every_call_may_fail(&scene());
+    }
+
+    fn with_checkpoints(options: &mut backup::Options) {
+        options.checkpoints = Some(EVERY_LARGER_FILE);
+    }
+
+    /// The number of the call with which a run on this machine publishes its n-th outcome.
+    fn publication(
+        scene: &Scene,
+        store: &MemoryStore,
+        cache: &Path,
+        n: usize,
+        adjust: fn(&mut backup::Options),
+    ) -> u64 {
+        let trial = scene.fresh();
+        if cache.exists() {
+            copy_dir(cache, &trial);
+        }
+        let counted = Arc::new(FaultStore::new(store.fork(), None));
+        back_up_with(counted.clone(), &trial, &admin(), &scene.source(), adjust).unwrap();
+        let log = counted.log();
+        let mut found = (0..).zip(&log).filter(|(_, call)| call.starts_with("writing snap/"));
+        found.nth(n).unwrap().0
+    }
+
+    /// A run that dies when it has published its n-th outcome.
+    fn die_after(scene: &Scene, store: &MemoryStore, cache: &Path, n: usize, adjust: fn(&mut backup::Options)) {
+        let fault = Fault {
+            call: publication(scene, store, cache, n, adjust),
+            after_effect: true,
+            lasting: true,
+        };
+        let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
+        let result = back_up_with(faulty.clone(), cache, &admin(), &scene.source(), adjust);
+        assert!(result.is_err() && faulty.has_failed());
+    }
+
+    fn snapshots(scene: &Scene, store: &MemoryStore) -> Vec<Snapshot> {
+        let repo = try_open(Arc::new(store.clone()), &scene.fresh(), &admin()).unwrap();
+        repo.sync_history().unwrap();
+        repo.snapshots().unwrap()
+    }
+
+    /// A run dies after its second checkpoint. The next one reads what is in neither that nor the last complete
+    /// snapshot.
+    #[test]
+    fn next_run_does_not_read_again_what_a_checkpoint_holds() {
+        let scene = scene();
+        for same_machine in [true, false] {
+            let (store, cache) = scene.fork();
+            die_after(&scene, &store, &cache, 1, with_checkpoints);
+            assert_eq!(scene.assert_sound(&store, "died after a checkpoint"), 0);
+            let before = snapshots(&scene, &store);
+            let partial: Vec<_> = before.iter().filter(|snapshot| snapshot.is_partial()).collect();
+            assert_eq!(partial.len(), 2);
+            assert!(partial[0].manifest.roots[0].bytes < partial[1].manifest.roots[0].bytes);
+            assert!(partial.iter().all(|snapshot| snapshot.manifest.resume.is_some()));
+            let cache = if same_machine { cache } else { scene.fresh() };
+            let report = back_up(Arc::new(store.clone()), &cache, &admin(), &scene.source()).unwrap();
+            assert_eq!(report.resumed, [partial[1].id]);
+            assert_eq!(report.parent, Some(scene.first));
+            let stats = &report.stats;
+            assert_eq!(
+                (
+                    stats.files_new,
+                    stats.files_changed,
+                    stats.files_unmodified,
+                    stats.bytes_read
+                ),
+                (1, 0, 4, 100_000),
+                "{stats:?}"
+            );
+            assert_eq!(scene.assert_sound(&store, "after the next run"), 1);
+            // What is complete takes the place of the checkpoints.
+            let after = snapshots(&scene, &store);
+            assert_eq!(
+                after.iter().filter(|snapshot| snapshot.is_superseded(&after)).count(),
+                2
+            );
+            let report = back_up(Arc::new(store.clone()), &cache, &admin(), &scene.source()).unwrap();
+            assert_eq!((report.resumed.len(), report.stats.bytes_read), (0, 0));
+        }
+    }
+
+    /// A run that reads everything once more, and dies earlier than the one before, does not hide what that had done.
+    #[test]
+    fn next_run_goes_on_from_the_newest_and_from_the_largest_checkpoint() {
+        let scene = scene();
+        let (store, cache) = scene.fork();
+        die_after(&scene, &store, &cache, 1, with_checkpoints);
+        let largest = snapshots(&scene, &store).pop().unwrap();
+        // Another machine, which has no crashed session to end first.
+        die_after(&scene, &store, &scene.fresh(), 0, |options| {
+            with_checkpoints(options);
+            options.parent = backup::ParentChoice::None;
+        });
+        let newest = snapshots(&scene, &store).pop().unwrap();
+        assert!(newest.is_partial() && newest.id != largest.id);
+        assert!(newest.manifest.roots[0].bytes < largest.manifest.roots[0].bytes);
+        let report = back_up(Arc::new(store), &cache, &admin(), &scene.source()).unwrap();
+        assert_eq!(report.resumed, [newest.id, largest.id]);
+        assert_eq!(report.stats.bytes_read, 100_000, "{:?}", report.stats);
+    }
+
+    /// Somebody forgets what the run builds on, just before or just after the checkpoint is published.
+    #[test]
+    fn run_ends_when_a_snapshot_that_it_builds_on_is_forgotten() {
+        let scene = scene();
+        for is_checkpoint in [false, true] {
+            let (store, cache) = scene.fork();
+            let call = publication(&scene, &store, &cache, 0, with_checkpoints) + u64::from(is_checkpoint);
+            let forget = {
+                let (store, cache) = (store.clone(), scene.fresh());
+                move || {
+                    let repo = try_open(Arc::new(store.clone()), &cache, &admin()).unwrap();
+                    repo.sync_history().unwrap();
+                    let newest = repo.snapshots().unwrap().pop().unwrap();
+                    assert_eq!(newest.is_partial(), is_checkpoint);
+                    let dropped = Drop {
+                        kid: repo.kid,
+                        created: host::now(),
+                        kind: DropKind::Forget,
+                        session: newest.id,
+                        reason: String::new(),
+                    };
+                    let body = dropped.encode(&repo.keys, &repo.signer, host::random()).unwrap();
+                    create_new(&store, &ObjectName::Drop(newest.id), body, "a drop").unwrap();
+                }
+            };
+            let shared = Arc::new(FaultStore::visited_at(store.clone(), call, forget));
+            let error = back_up_with(shared, &cache, &admin(), &scene.source(), with_checkpoints).unwrap_err();
+            assert!(
+                matches!(error, OpError::Repo(RepoError::Unpinned(_))),
+                "{}",
+                check::chain(&error)
+            );
+            assert_eq!(error.kind(), Kind::Refused);
+            let left = snapshots(&scene, &store);
+            assert_eq!(left.len(), 1);
+            assert_eq!(left[0].is_partial(), !is_checkpoint);
+            let report = back_up(Arc::new(store.clone()), &cache, &admin(), &scene.source()).unwrap();
+            assert_eq!(report.resumed.is_empty(), is_checkpoint);
+            assert_no_open_sessions(&scene, &store, "after the next run");
+            assert_eq!(snapshots(&scene, &store).len(), 2);
+        }
+    }
+
+    #[test]
+    fn stream_has_no_checkpoints() {
+        let scene = scene();
+        let (store, cache) = scene.fork();
+        let repo = try_open(Arc::new(store.clone()), &cache, &admin()).unwrap();
+        let arguments = ["-c".to_owned(), "head -c 300000 /dev/zero".to_owned()];
+        let stream = larder::source::stream::Stream::command(b"zeros", "sh", &arguments).unwrap();
+        let options = backup::Options {
+            checkpoints: Some(backup::Interval {
+                time: std::time::Duration::ZERO,
+                bytes: 0,
+            }),
+            ..options()
+        };
+        let report = backup::run(&repo, backup::Input::Stream(stream), &options, &Progress::default()).unwrap();
+        assert!(report.snapshot.is_some() && report.checkpoints.is_empty());
+        assert_eq!(snapshots(&scene, &store).len(), 2);
+    }
+}
+
 /// Making a repository that fails leaves no repository, or a whole one.
 #[test]
 fn init_that_fails_leaves_nothing_that_opens_or_everything() {
@@ -594,7 +819,8 @@ fn init_that_fails_leaves_nothing_that_opens_or_everything() {
 }
 
 mod bad_input {
-    //! What users and newer versions hand to larder by mistake: each is refused with its own kind of error and a next step.
+    //! What users and newer versions hand to larder by mistake: each is refused with its own kind of error and a next
+    //! step.
 
     use super::*;
 

@@ -5,11 +5,11 @@ use crate::cli::args::BackupArgs;
 use crate::cli::context::Context;
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
-use crate::cli::names::took;
+use crate::cli::names::{Every, took};
 use crate::cli::output::{count, printable};
 use crate::edge::host;
 use crate::edge::store::location::Location;
-use crate::ops::backup::{self, Input, Options, ParentChoice, Report};
+use crate::ops::backup::{self, Input, Interval, Options, ParentChoice, Report};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::repo::Repo;
@@ -78,6 +78,14 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         threads: context.threads(),
         uploads: context.uploads(&repo),
         zstd_level: args.compression_level,
+        checkpoints: match args.checkpoint_every {
+            Some(Every::Never) => None,
+            Some(Every::After(time)) => Some(Interval {
+                time,
+                ..Interval::DEFAULT
+            }),
+            None => Some(Interval::DEFAULT),
+        },
         dry_run: args.dry_run,
     };
     let report = context
@@ -257,6 +265,8 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
             "version": 1,
             "snapshot": report.snapshot.map(|id| id.to_string()),
             "parent": report.parent.map(|id| id.to_string()),
+            "resumed": report.resumed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "checkpoints": report.checkpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "dry_run": report.snapshot.is_none(),
             "files_new": stats.files_new,
             "files_changed": stats.files_changed,

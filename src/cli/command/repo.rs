@@ -13,6 +13,7 @@ use crate::pure::crypto::kdf::Cost;
 use crate::pure::crypto::sign::role;
 use crate::repo::RepoError;
 use crate::repo::open;
+use crate::repo::snapshots::Snapshot;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -173,8 +174,14 @@ pub fn stats(context: &Context) -> Result<(), Failure> {
     let index = repo.index.stats().doing("reading the local index")?;
     let snapshots = repo.snapshots()?;
     let mut sources: BTreeMap<(String, String), SourceStats> = BTreeMap::new();
-    for snapshot in &snapshots {
+    for (at, snapshot) in snapshots.iter().enumerate() {
         let manifest = &snapshot.manifest;
+        // The figures of a run that went on are in what it came to: the same source and start, later in the list.
+        let is_same_run =
+            |later: &Snapshot| later.manifest.source.id == manifest.source.id && later.manifest.start == manifest.start;
+        if snapshot.is_partial() && snapshots[at + 1..].iter().any(is_same_run) {
+            continue;
+        }
         let bytes = manifest
             .roots
             .iter()

@@ -22,6 +22,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     let selection = Selection::new(&args.include, &args.exclude)?;
     let (repo, snapshot) = context.repo_with_snapshot(&wanted.snapshot, &args.filter)?;
     let id = snapshot.id;
+    let is_partial = snapshot.is_partial();
     let problems = snapshot.manifest.problems_total;
     if problems > 0 {
         context.output.warn(format!(
@@ -80,7 +81,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     }
     if output.json {
         let row = json!({
-            "type": "restore", "version": 1, "snapshot": id.to_string(), "dry_run": args.dry_run,
+            "type": "restore", "version": 1, "snapshot": id.to_string(), "partial": is_partial, "dry_run": args.dry_run,
             "files": report.files, "files_unchanged": report.files_unchanged, "dirs": report.dirs, "others": report.others,
             "bytes": report.bytes, "removed": report.removed, "verified": report.verified,
             "damaged_total": report.damaged_total, "damaged": report.damaged,
@@ -176,8 +177,8 @@ fn summary(report: &Report, options: &Options, started: Instant) -> String {
     text
 }
 
-/// Exit 0 only if everything that was intended happened. Owners are not intended for ordinary users, nor devices unless asked
-/// for; what root is refused was intended.
+/// Exit 0 only if everything that was intended happened. Owners are not intended for ordinary users, nor devices unless
+/// asked for; what root is refused was intended.
 fn verdict(report: &Report, policy: &MetaPolicy, narrowed: bool) -> Result<(), Failure> {
     if report.damaged_total > 0 {
         let what = format!(

@@ -39,14 +39,15 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
         .transpose()?;
     let (repo, history) = context.repo_with_history()?;
     let filter = args.filter.to_filter();
-    let mut snapshots = repo.snapshots()?;
+    let all = repo.snapshots()?;
+    let mut snapshots: Vec<&Snapshot> = all.iter().collect();
     snapshots.retain(|snapshot| {
         let start = snapshot.manifest.start;
         filter.accepts(snapshot) && since.is_none_or(|since| start >= since) && until.is_none_or(|until| start <= until)
     });
     let output = &context.output;
     if output.json {
-        let rows: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
+        let rows: Vec<Value> = snapshots.iter().map(|snapshot| snapshot_json(snapshot, &all)).collect();
         output.json(&json!({
             "type": "snapshots", "version": 1, "snapshots": rows, "gaps": history.gaps,
             "broken": history.broken.iter().map(|(name, error)| {
@@ -54,7 +55,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
             }).collect::<Vec<_>>(),
         }))?;
     } else {
-        table(context, &snapshots)?;
+        table(context, &snapshots, &all)?;
     }
     verdict(&history)
 }
@@ -82,7 +83,7 @@ fn verdict(history: &HistoryState) -> Result<(), Failure> {
     }
 }
 
-fn table(context: &Context, snapshots: &[Snapshot]) -> Result<(), Failure> {
+fn table(context: &Context, snapshots: &[&Snapshot], all: &[Snapshot]) -> Result<(), Failure> {
     let output = &context.output;
     if snapshots.is_empty() {
         return output.say("no snapshots");
@@ -96,7 +97,7 @@ fn table(context: &Context, snapshots: &[Snapshot]) -> Result<(), Failure> {
                 .iter()
                 .fold(0u64, |sum, root| sum.saturating_add(root.bytes));
             let mut remarks: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
-            remarks.extend(state(snapshot).into_iter().map(|word| format!("({word})")));
+            remarks.extend(state(snapshot, all).into_iter().map(|word| format!("({word})")));
             [
                 short_id(&snapshot.id),
                 local_time(manifest.start),
@@ -131,13 +132,16 @@ fn table(context: &Context, snapshots: &[Snapshot]) -> Result<(), Failure> {
 }
 
 /// What is not ordinary about a snapshot, in words.
-fn state(snapshot: &Snapshot) -> Vec<&'static str> {
+fn state(snapshot: &Snapshot, all: &[Snapshot]) -> Vec<&'static str> {
     let mut words = Vec::new();
     if snapshot.kind == OutcomeKind::Checkpoint {
         words.push("checkpoint");
     }
     if snapshot.flags & flag::PARTIAL != 0 {
         words.push("partial");
+    }
+    if snapshot.is_superseded(all) {
+        words.push("superseded");
     }
     if snapshot.flags & flag::ERRORS != 0 {
         words.push("incomplete");
@@ -177,7 +181,7 @@ fn root_kind(kind: RootKind) -> &'static str {
     }
 }
 
-fn snapshot_json(snapshot: &Snapshot) -> Value {
+fn snapshot_json(snapshot: &Snapshot, all: &[Snapshot]) -> Value {
     let manifest = &snapshot.manifest;
     let roots: Vec<Value> = manifest
         .roots
@@ -202,7 +206,7 @@ fn snapshot_json(snapshot: &Snapshot) -> Value {
         "source": manifest.source.label,
         "roots": roots,
         "tags": manifest.tags,
-        "flags": state(snapshot),
+        "flags": state(snapshot, all),
         "kind": if snapshot.kind == OutcomeKind::Checkpoint { "checkpoint" } else { "commit" },
         "parents": manifest.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "problems_total": manifest.problems_total,
@@ -234,10 +238,11 @@ fn tag(context: &Context, text: &str, add: &[String], remove: &[String], filter:
 fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failure> {
     let (repo, _) = context.repo_with_history()?;
     let snapshot = context.snapshot(&repo, text, filter)?;
+    let all = repo.snapshots()?;
     let manifest = &snapshot.manifest;
     let output = &context.output;
     if output.json {
-        let mut object = snapshot_json(&snapshot);
+        let mut object = snapshot_json(&snapshot, &all);
         object["type"] = json!("snapshot");
         object["version"] = json!(1);
         object["key_id"] = json!(snapshot.kid.to_string());
@@ -273,8 +278,14 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
         let tags: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
         output.line(format!("tags      {}", tags.join(" ")))?;
     }
-    for word in state(&snapshot) {
-        output.line(format!("state     {word}"))?;
+    for word in state(&snapshot, &all) {
+        let meaning = match word {
+            "checkpoint" => ": made by a run that had not ended",
+            "partial" => ": only what was done by then is in it",
+            "superseded" => ": a complete snapshot of the source was made later",
+            _ => ": some of the source could not be read",
+        };
+        output.line(format!("state     {word}{meaning}"))?;
     }
     for parent in &manifest.parents {
         output.line(format!("parent    {parent}"))?;

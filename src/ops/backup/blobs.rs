@@ -10,7 +10,7 @@ use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
 use crate::repo::index::{IndexError, NodeCache};
-use crate::repo::pack_writer::{Claim, PackWriter};
+use crate::repo::pack_writer::{Claim, CurrentWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Writes blobs for one thread.
 pub struct BlobWorker<'a> {
     keys: &'a KeyRing,
-    writer: &'a PackWriter,
+    writer: &'a CurrentWriter,
     compressor: Compressor,
     compressed: Vec<u8>,
     frame: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct BlobWorker<'a> {
 
 impl<'a> BlobWorker<'a> {
     /// Makes a worker that compresses at a zstd level.
-    pub fn new(keys: &'a KeyRing, writer: &'a PackWriter, zstd_level: u32) -> BlobWorker<'a> {
+    pub fn new(keys: &'a KeyRing, writer: &'a CurrentWriter, zstd_level: u32) -> BlobWorker<'a> {
         BlobWorker {
             keys,
             writer,
@@ -69,7 +69,9 @@ impl<'a> BlobWorker<'a> {
     }
 
     fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
-        if self.writer.claim(id)? == Claim::Known {
+        // One writer for claim and blob: a checkpoint waits for this.
+        let writer = self.writer.get();
+        if writer.claim(id)? == Claim::Known {
             return Ok(());
         }
         self.compressed.clear();
@@ -78,8 +80,7 @@ impl<'a> BlobWorker<'a> {
         } else {
             (Codec::Raw, raw)
         };
-        self.writer
-            .add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
+        writer.add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
     }
 }
 
@@ -123,7 +124,7 @@ impl<'a> NodeWriter<'a> {
         }
     }
 
-    /// Hands the new nodes to the local cache. Call it once at the end, too.
+    /// Hands the new nodes to the local cache. Call it before they are published.
     ///
     /// # Errors
     /// When the cache cannot be written.

@@ -1,10 +1,13 @@
-//! Storing the content of one file: read, cut, hand chunks to whoever is free, and finish the entry when the last is stored.
+//! Storing the content of one file: read, cut, hand chunks to whoever is free, and finish the entry when the last is
+//! stored.
 //!
-//! A worker that reads a large file does not store its chunks alone: it offers them to the others, and stores one itself
-//! whenever nobody takes it. So one large file uses every core, and many small ones do too, without a thread per role.
+//! A worker that reads a large file does not store its chunks alone: it offers them to the others, and stores one
+//! itself whenever nobody takes it. So one large file uses every core, and many small ones do too, without a thread per
+//! role.
 
 use super::Problems;
 use super::blobs::BlobWorker;
+use super::checkpoint::{Gate, Pass};
 use super::cut::Window;
 use crate::ops::Progress;
 use crate::pure::chunk::Cutter;
@@ -29,6 +32,25 @@ pub struct Finished {
 /// Where the finished entry is waited for. `None`: the file turned out not to be there.
 pub type Reply = Sender<Result<Option<Finished>, RepoError>>;
 
+/// The duty to finish an entry. While it is there, no checkpoint is made.
+pub struct Duty {
+    reply: Reply,
+    _pass: Pass,
+}
+
+impl Duty {
+    /// Takes over an entry.
+    pub fn new(reply: Reply, pass: Pass) -> Duty {
+        Duty { reply, _pass: pass }
+    }
+
+    /// Hands the entry to the tree builder.
+    pub fn fulfil(self, outcome: Result<Option<Finished>, RepoError>) {
+        // Nobody waits any more when the run is being torn down.
+        let _ = self.reply.send(outcome);
+    }
+}
+
 /// A chunk that waits to be stored.
 pub struct ChunkTask {
     raw: Vec<u8>,
@@ -50,7 +72,7 @@ pub struct FileEnd {
     pub entry: Entry,
     /// For reports.
     pub path: Vec<u8>,
-    pub reply: Reply,
+    pub duty: Duty,
 }
 
 /// What all workers share.
@@ -62,6 +84,8 @@ pub struct Shared<'a> {
     pub buffers: Mutex<Vec<Vec<u8>>>,
     pub progress: &'a Progress,
     pub problems: &'a Problems,
+    /// Whoever begins an entry goes through here.
+    pub gate: Arc<Gate>,
     /// The tree builder has given up: whoever reads may stop.
     pub stop: AtomicBool,
     /// Why the stream did not end well; the session is given up then.
@@ -192,8 +216,7 @@ impl FileInProgress {
             Some(error) => Err(error),
             None => finish_entry(end.entry, &end.path, &self.pieces.lock(), shared, worker),
         };
-        // Nobody waits any more when the run is being torn down.
-        let _ = end.reply.send(outcome);
+        end.duty.fulfil(outcome);
     }
 }
 

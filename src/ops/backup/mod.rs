@@ -1,52 +1,62 @@
 //! Backing up: walk, compare with the parent, store what is new, build the trees, publish.
 //!
 //! ```text
-//! planner thread   walk + parent tree, side by side   ─┬─ unchanged ─────────────┐
+//! planner thread   walk + parent trees, side by side   ─┬─ unchanged ─────────────┐
 //! worker threads   read, cut, hash, compress, seal  ◄──┴─ to be read ─ finished ─┤
 //! this thread      entries in key order ─► tree nodes                          ◄─┘
 //! upload threads   seal packs, decode them again, upload
 //! ```
 
 mod blobs;
+mod checkpoint;
 mod cut;
 mod file;
+mod manifest;
 mod plan;
 mod work;
 
-use super::look::{Appetite, open_reader};
 use super::{OpError, Progress};
 use crate::edge::host;
 use crate::pure::chunk::Cutter;
 use crate::pure::format::entry::EntryKind;
-use crate::pure::format::manifest::{Hint, Manifest, Root, RootKind, Source, SourceProblem, Stats};
-use crate::pure::format::name::PackKind;
+use crate::pure::format::manifest::{Manifest, RootKind, SourceProblem, Stats};
 use crate::pure::format::outcome::{OutcomeKind, flag};
 use crate::pure::format::session::SessionRole;
-use crate::pure::id::{ChunkId, SessionId, SourceId};
+use crate::pure::id::{SessionId, SourceId};
 use crate::pure::tree::build::{BuiltTree, TreeBuilder};
 use crate::repo::error::object_error;
+use crate::repo::index::KnownOutcome;
 use crate::repo::lock::HostLock;
+use crate::repo::pack_writer::Durable;
 use crate::repo::session::{OutcomeLabel, Session};
-use crate::repo::snapshots::{HistoryState, Snapshot};
+use crate::repo::snapshots::{HistoryState, Snapshot, short_id};
 use crate::repo::{Repo, RepoError};
 use crate::source::files::{ExcludesBuilder, WalkOptions};
 use crate::source::stream::Stream;
 use blobs::{BlobWorker, NodeWriter};
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+pub use checkpoint::Interval;
+use checkpoint::{Gate, Waited, wait};
+use crossbeam_channel::{Receiver, bounded};
 use file::{Finished, Shared};
+use manifest::Draft;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Inner nodes whose place is written into the manifest.
-const HINTS_MAX: usize = 512;
 /// Source problems named in the manifest.
 const PROBLEMS_MAX: usize = 1000;
 /// Entries that may wait between planner and tree builder.
 const ORDER_MAX: usize = 1024;
+/// How often this thread looks at the session's duties, and whether somebody wants a stop.
+const TICK: Duration = Duration::from_secs(1);
+/// As often, where checkpoints are wanted in quick succession.
+const TICK_MIN: Duration = Duration::from_millis(10);
+/// How long threads have to come to an end after a stop was asked for. Those that are in a read that does not return
+/// are left behind.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What is backed up.
 pub enum Input {
@@ -63,7 +73,7 @@ pub enum Input {
 /// Which snapshot is compared against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ParentChoice {
-    /// The newest of the same source.
+    /// The newest of the same source, and the checkpoints after it.
     #[default]
     Newest,
     /// This one.
@@ -83,6 +93,8 @@ pub struct Options {
     pub threads: usize,
     pub uploads: usize,
     pub zstd_level: Option<u32>,
+    /// When a run over paths publishes what it has so far; `None`: never. A stream is one piece and has no checkpoints.
+    pub checkpoints: Option<Interval>,
     pub dry_run: bool,
 }
 
@@ -91,7 +103,12 @@ pub struct Options {
 pub struct Report {
     /// `None` after a dry run.
     pub snapshot: Option<SessionId>,
+    /// The complete snapshot that was compared with.
     pub parent: Option<SessionId>,
+    /// Checkpoints of interrupted runs that were compared with as well.
+    pub resumed: Vec<SessionId>,
+    /// Checkpoints that this run has published.
+    pub checkpoints: Vec<SessionId>,
     pub stats: Stats,
     pub problems_total: u64,
     pub problems: Vec<SourceProblem>,
@@ -135,6 +152,11 @@ impl Problems {
             });
         }
     }
+
+    /// Returns how many there were and the first of them.
+    pub(crate) fn so_far(&self) -> (u64, Vec<SourceProblem>) {
+        self.inner.lock().clone()
+    }
 }
 
 /// What travels from planner and workers to the tree builder, in key order.
@@ -166,29 +188,89 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
         ..Report::default()
     };
     report.notes.extend(describe(&history));
-    let parent = choose_parent(repo, &source, &options.parent)?;
+    let parents = choose_parents(repo, &source, &options.parent)?;
+    report.compared_with(&parents);
     if options.dry_run {
-        return plan::dry_run(repo, input, parent, report, progress);
+        return plan::dry_run(repo, input, &parents, report, progress);
     }
     let mut session = Session::begin(
         repo,
-        parent.as_ref().map(|parent| parent.id),
+        parents.iter().map(|parent| parent.id),
         SessionRole::Backup,
         options.uploads,
         listed,
     )?;
     report.notes.extend(session.take_notes());
-    let parent = parent.filter(|parent| session.parent() == Some(parent.id));
-    report.parent = parent.as_ref().map(|parent| parent.id);
-    let outcome = write(repo, &mut session, input, options, parent.as_ref(), source, progress);
-    match outcome {
-        Ok((manifest, hints)) => publish(repo, session, manifest, hints, source, report),
+    let parents: Vec<Snapshot> = parents
+        .into_iter()
+        .filter(|parent| session.parents().contains(&parent.id))
+        .collect();
+    report.compared_with(&parents);
+    for checkpoint in &report.resumed {
+        let id = short_id(checkpoint);
+        report
+            .notes
+            .push(format!("goes on from checkpoint {id} of a run that did not end"));
+    }
+    let outcome = write(
+        repo,
+        &mut session,
+        input,
+        options,
+        &parents,
+        source,
+        progress,
+        &mut report.checkpoints,
+    );
+    let (durable, manifest) = match outcome {
+        Ok(whole) => whole,
         Err(error) => {
             // The first repository error is the cause; what the threads saw afterwards are its consequences.
             let cause = session.writer().take_cause();
             session.abandon();
-            Err(cause.map_or(error, OpError::Repo))
+            if let Some(last) = report.checkpoints.last() {
+                let id = short_id(last);
+                progress.note(format!(
+                    "checkpoint {id} holds what was done before; the next run goes on from it"
+                ));
+            }
+            return Err(cause.map_or(error, OpError::Repo));
         }
+    };
+    publish(repo, session, durable, manifest, report)
+}
+
+/// Commits.
+fn publish(
+    repo: &Repo,
+    session: Session<'_>,
+    durable: Durable,
+    manifest: Manifest,
+    mut report: Report,
+) -> Result<Report, OpError> {
+    let incomplete = manifest.problems_total > 0;
+    let label = OutcomeLabel {
+        kind: OutcomeKind::Commit,
+        source: Some(manifest.source.id),
+        flags: if incomplete { flag::ERRORS } else { 0 },
+    };
+    let published = session.publish(durable, &manifest, &label)?;
+    report.stats = manifest.stats;
+    report.stats.bytes_stored = published.bytes_stored;
+    report.stats.requests = repo.store.requests();
+    report.snapshot = Some(published.session);
+    report.problems_total = manifest.problems_total;
+    report.problems = manifest.problems;
+    report.incomplete = incomplete;
+    Ok(report)
+}
+
+impl Report {
+    fn compared_with(&mut self, parents: &[Snapshot]) {
+        let is_whole = |parent: &&Snapshot| !parent.is_partial();
+        self.parent = parents.iter().find(is_whole).map(|parent| parent.id);
+        let partial = parents.iter().filter(|parent| parent.is_partial());
+        self.resumed = partial.map(|parent| parent.id).collect();
     }
 }
 
@@ -200,36 +282,50 @@ fn describe(history: &HistoryState) -> Vec<String> {
     broken.chain(history.forks.iter().cloned()).collect()
 }
 
-fn choose_parent(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Result<Option<Snapshot>, OpError> {
-    let wanted = match choice {
-        ParentChoice::None => None,
-        ParentChoice::Given(session) => Some(*session),
-        ParentChoice::Newest => repo
-            .index
-            .outcomes()?
-            .into_iter()
-            .filter(|known| !known.dropped && known.source.as_ref() == Some(source))
-            .filter(|known| matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint))
-            .max_by_key(|known| (known.created, known.session))
-            .map(|known| known.session),
-    };
-    match wanted {
-        None => Ok(None),
-        // A parent that cannot be opened costs time, not the backup.
-        Some(session) => Ok(repo.snapshot(&session).ok()),
+/// Chooses what to compare with; the first in which an entry is unchanged counts. A parent that cannot be opened costs
+/// time, not the backup.
+fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Result<Vec<Snapshot>, OpError> {
+    match choice {
+        ParentChoice::None => return Ok(Vec::new()),
+        ParentChoice::Given(session) => return Ok(repo.snapshot(session).ok().into_iter().collect()),
+        ParentChoice::Newest => {}
     }
+    let mut known = repo.index.outcomes()?;
+    known.retain(|known| !known.dropped && known.source.as_ref() == Some(source));
+    let age = |known: &KnownOutcome| (known.created, known.session);
+    let of_kind = |kind| known.iter().filter(move |known| known.kind == kind);
+    let whole = of_kind(OutcomeKind::Commit).max_by_key(|known| age(known));
+    // A complete snapshot has all that the checkpoints before it had.
+    let mut newer: Vec<&KnownOutcome> = of_kind(OutcomeKind::Checkpoint)
+        .filter(|checkpoint| whole.is_none_or(|whole| age(checkpoint) > age(whole)))
+        .collect();
+    newer.sort_by_key(|known| age(known));
+    let checkpoints: Vec<Snapshot> = newer
+        .into_iter()
+        .rev()
+        .filter_map(|known| repo.snapshot(&known.session).ok())
+        .collect();
+    // The newest; and the largest, because a run that was interrupted again may not have come as far as the one before.
+    let size = |snapshot: &&Snapshot| snapshot.manifest.roots.iter().map(|root| root.bytes).sum::<u64>();
+    let largest = checkpoints.iter().rev().max_by_key(size);
+    let mut parents: Vec<Snapshot> = checkpoints.first().into_iter().chain(largest).cloned().collect();
+    parents.dedup_by_key(|parent| parent.id);
+    parents.extend(whole.and_then(|whole| repo.snapshot(&whole.session).ok()));
+    Ok(parents)
 }
 
 /// Everything between registration and publication.
+#[expect(clippy::too_many_arguments, reason = "called once, by the function above")]
 fn write(
     repo: &Repo,
     session: &mut Session<'_>,
     input: Input,
     options: &Options,
-    parent: Option<&Snapshot>,
+    parents: &[Snapshot],
     source: SourceId,
     progress: &Progress,
-) -> Result<(Manifest, Vec<ChunkId>), OpError> {
+    checkpoints: &mut Vec<SessionId>,
+) -> Result<(Durable, Manifest), OpError> {
     let start = host::now();
     let (chunker, profile) = repo.config.chunker().ok_or_else(|| {
         RepoError::Internal("the configuration has no chunker profile that this version knows".into())
@@ -245,6 +341,7 @@ fn write(
     let (job_sender, jobs) = bounded::<work::Job>(64 * threads);
     let (order_sender, order) = bounded::<Slot>(ORDER_MAX);
     let problems = Problems::default();
+    let is_stream = matches!(input, Input::Stream(_));
     let shared = Shared {
         cutter: &cutter,
         params: repo.config.tree,
@@ -252,288 +349,268 @@ fn write(
         buffers: Mutex::new(Vec::new()),
         progress,
         problems: &problems,
+        gate: Gate::new(options.checkpoints.filter(|_| !is_stream)),
         stop: AtomicBool::new(false),
         stream_failure: Mutex::new(None),
     };
     let counts = plan::Counts::default();
     let parent_nodes = Arc::new(Mutex::new(HashSet::new()));
-    let readers = std::sync::atomic::AtomicUsize::new(0);
-    // The parent's nodes come from the local cache; where it has lost them, from the repository.
-    let parent_reader = match parent {
-        Some(parent) => Some(open_reader(repo, parent, Appetite::Little)?),
-        None => None,
+    let parent_trees: Vec<plan::Parent<'_>> = parents
+        .iter()
+        .map(|parent| plan::Parent::open(repo, parent))
+        .collect::<Result<_, _>>()?;
+    let (kind, roots, stopper) = match &input {
+        Input::Paths { roots, .. } => (
+            RootKind::Posix,
+            roots.iter().map(|root| plan::bytes_of(root)).collect(),
+            None,
+        ),
+        Input::Stream(stream) => (RootKind::StreamSet, vec![Vec::new()], stream.stopper()),
     };
-    let stream_name = match &input {
-        Input::Stream(stream) => Some(stream.name().to_vec()),
-        Input::Paths { .. } => None,
+    let draft = Draft {
+        repo,
+        source,
+        host: &options.host,
+        label: &options.label,
+        tags: &options.tags,
+        start,
+        kind,
+        roots,
+        chunker,
+        problems: &problems,
+        counts: &counts,
     };
-    let roots: Vec<Vec<u8>> = match &input {
-        Input::Paths { roots, .. } => roots.iter().map(|root| plan::bytes_of(root)).collect(),
-        Input::Stream(stream) => vec![stream.name().to_vec()],
-    };
-    let mut trees: Vec<Option<BuiltTree>> = Vec::new();
-    let mut inner = Vec::new();
-    let writer = session.writer_arc();
-    let built: Result<(), OpError> = std::thread::scope(|scope| {
+    let writer = session.current_writer();
+    let alive = AtomicUsize::new(threads + 1);
+    let built: Result<_, OpError> = std::thread::scope(|scope| {
         for _ in 0..threads {
             let (jobs, chunk_tasks) = (jobs.clone(), chunk_tasks.clone());
-            let (shared, problems, readers, writer) = (&shared, &problems, &readers, &*writer);
+            let (shared, problems, writer, alive) = (&shared, &problems, &*writer, &alive);
             let stream_reading = &counts.bytes_read;
             scope.spawn(move || {
+                let _alive = Alive(alive);
                 let worker = BlobWorker::new(&repo.keys, writer, level);
-                work::run(worker, shared, &jobs, &chunk_tasks, readers, problems, stream_reading);
+                work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
             });
         }
         drop(chunk_tasks);
         drop(jobs);
         let planner = {
-            let (parent_nodes, problems, counts) = (parent_nodes.clone(), &problems, &counts);
-            let reader = parent_reader.as_ref();
+            let (parent_nodes, problems, counts, alive) = (parent_nodes.clone(), &problems, &counts, &alive);
+            let parents = parent_trees.as_slice();
             scope.spawn(move || {
+                let _alive = Alive(alive);
                 let plan = plan::Planner {
                     repo,
-                    parent,
-                    reader,
+                    parents,
                     parent_nodes,
                     problems,
                     counts,
                     progress,
+                    numbers: AtomicU64::new(0),
                 };
                 plan.run(input, &job_sender, &order_sender);
             })
         };
-        let mut nodes = NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes, &repo.nodes);
-        let result = build_trees(repo, session, &order, &mut nodes, &mut trees, &shared);
+        let mut assembly = Assembly {
+            repo,
+            session,
+            shared: &shared,
+            draft: &draft,
+            nodes: NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes, &repo.nodes),
+            trees: Vec::new(),
+            builder: None,
+            last_key: None,
+            ticked: Instant::now(),
+            tick: options
+                .checkpoints
+                .map_or(TICK, |interval| interval.time.clamp(TICK_MIN, TICK)),
+            checkpoints,
+        };
+        let mut result = assembly.build(&order);
         // Lets the planner and the workers run out when the tree could not be built.
         drop(order);
         if result.is_err() {
             shared.stop.store(true, Ordering::Release);
+            if let Some(stopper) = &stopper {
+                stopper.stop();
+            }
+            if progress.is_cancelled() {
+                leave_stuck_threads(assembly.session, &alive, progress);
+            }
         }
         if planner.join().is_err() {
-            return Err(RepoError::Internal("the planning thread panicked".into()).into());
+            result = Err(RepoError::Internal("the planning thread panicked".into()).into());
         }
-        inner = std::mem::take(&mut nodes.inner);
         result?;
-        nodes.flush()?;
-        Ok(())
+        assembly.nodes.flush()?;
+        Ok((assembly.trees, assembly.nodes.inner))
     });
-    if let Some(failure) = shared.stream_failure.lock().take() {
+    if !matches!(built, Err(OpError::Interrupted))
+        && let Some(failure) = shared.stream_failure.lock().take()
+    {
         return Err(failure.into());
     }
-    built?;
-    let (problems_total, mut problems) = std::mem::take(&mut *problems.inner.lock());
-    problems.sort_by(|a, b| a.path.cmp(&b.path));
-    let kind = if stream_name.is_some() {
-        RootKind::StreamSet
-    } else {
-        RootKind::Posix
-    };
-    let roots = roots
-        .into_iter()
-        .zip(&trees)
-        .filter_map(|(path, tree)| Some((path, tree.as_ref()?)))
-        .map(|(path, tree)| Root {
-            path: if stream_name.is_some() { Vec::new() } else { path },
-            kind,
-            node: tree.root,
-            height: tree.height,
-            entries: tree.entries,
-            bytes: tree.bytes,
-            chunker,
-        })
-        .collect();
-    let mut tags = options.tags.clone();
-    tags.sort();
-    tags.dedup();
-    let manifest = Manifest {
-        source: Source {
-            id: source,
-            kind: kind as u64,
-            host: options.host.clone(),
-            user: host::user_name(),
-            label: options.label.clone(),
-        },
-        start,
-        end: host::now(),
-        roots,
-        tags,
-        parents: parent.map(|parent| parent.id).into_iter().collect(),
-        users: BTreeMap::new(),
-        groups: BTreeMap::new(),
-        problems_total,
-        problems,
-        hints: Vec::new(),
-        stats: counts.stats(),
-        resume: None,
-        tool: concat!("larder ", env!("CARGO_PKG_VERSION")).into(),
-        options_digest: None,
-    };
-    Ok((manifest, inner))
+    let (trees, inner) = built?;
+    let durable = session.make_durable()?;
+    let parents = session.parents().to_vec();
+    let manifest = draft.manifest(&trees, &parents, None, &inner, session.writer().counts())?;
+    Ok((durable, manifest))
 }
 
-/// Takes entries in key order and builds one tree for each root.
-fn build_trees(
-    repo: &Repo,
-    session: &mut Session<'_>,
-    order: &Receiver<Slot>,
-    nodes: &mut NodeWriter<'_>,
-    trees: &mut Vec<Option<BuiltTree>>,
-    shared: &Shared<'_>,
-) -> Result<(), OpError> {
-    let progress = shared.progress;
-    const TICK: Duration = Duration::from_secs(1);
-    let split_key = repo
-        .keys
-        .split_key()
-        .map_err(|error| object_error("using", "the tree key")(error.into()))?
-        .clone();
-    let mut builder: Option<TreeBuilder> = None;
-    let mut ticked = Instant::now();
-    loop {
-        if progress.is_cancelled() {
-            return Err(OpError::Interrupted);
+/// Counts a thread of the run as long as it lives.
+struct Alive<'a>(&'a AtomicUsize);
+
+impl Drop for Alive<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// After a stop was asked for: a thread may be in a read that never returns (a pipe without a writer, a dead network
+/// file system), and threads cannot be ended from outside. Then the session is given up from here, which loses nothing
+/// that is durable, and whoever asked for the stop may end the process.
+fn leave_stuck_threads(session: &mut Session<'_>, alive: &AtomicUsize, progress: &Progress) {
+    const LOOK: Duration = Duration::from_millis(20);
+    let asked = Instant::now();
+    while alive.load(Ordering::Acquire) > 0 {
+        if asked.elapsed() >= GRACE {
+            session.give_up();
+            progress.let_go();
+            return;
         }
-        if ticked.elapsed() >= TICK {
-            session.tick()?;
-            ticked = Instant::now();
-        }
-        let slot = match order.recv_timeout(TICK) {
-            Ok(slot) => slot,
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        };
-        match slot {
-            Slot::RootStart => builder = Some(TreeBuilder::new(repo.config.tree, split_key.clone())),
-            Slot::Ready(entries) => {
-                let builder = builder
-                    .as_mut()
-                    .ok_or_else(|| RepoError::Internal("an entry outside of a root".into()))?;
-                for (key, value, bytes) in entries {
-                    push(builder, &key, &value, bytes, nodes, shared.problems)?;
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Takes entries in key order and builds one tree for each root; the session's duties are seen to in between.
+struct Assembly<'a, 'r> {
+    repo: &'a Repo,
+    session: &'a mut Session<'r>,
+    shared: &'a Shared<'a>,
+    draft: &'a Draft<'a>,
+    nodes: NodeWriter<'a>,
+    /// Of the roots that are complete; `None` for one that could not be opened.
+    trees: Vec<Option<BuiltTree>>,
+    builder: Option<TreeBuilder>,
+    /// The last key in the open tree.
+    last_key: Option<Vec<u8>>,
+    ticked: Instant,
+    tick: Duration,
+    checkpoints: &'a mut Vec<SessionId>,
+}
+
+impl Assembly<'_, '_> {
+    fn build(&mut self, order: &Receiver<Slot>) -> Result<(), OpError> {
+        let split_key = self
+            .repo
+            .keys
+            .split_key()
+            .map_err(|error| object_error("using", "the tree key")(error.into()))?
+            .clone();
+        while let Some(slot) = self.next(order)? {
+            match slot {
+                Slot::RootStart => {
+                    self.builder = Some(TreeBuilder::new(self.repo.config.tree, split_key.clone()));
+                    self.last_key = None;
                 }
-            }
-            Slot::Waiting(key, reply) => {
-                let finished = loop {
-                    match reply.recv_timeout(TICK) {
-                        Ok(finished) => break finished?,
-                        Err(RecvTimeoutError::Timeout) if progress.is_cancelled() => return Err(OpError::Interrupted),
-                        Err(RecvTimeoutError::Timeout) => session.tick()?,
-                        Err(RecvTimeoutError::Disconnected) if progress.is_cancelled() => {
-                            return Err(OpError::Interrupted);
-                        }
-                        Err(RecvTimeoutError::Disconnected) => {
-                            return Err(RepoError::Internal("a worker thread ended early".into()).into());
-                        }
+                Slot::Ready(entries) => {
+                    for (key, value, bytes) in entries {
+                        self.push(key, &value, bytes)?;
                     }
-                };
-                if let Some(finished) = finished {
-                    let builder = builder
-                        .as_mut()
-                        .ok_or_else(|| RepoError::Internal("an entry outside of a root".into()))?;
-                    push(
-                        builder,
-                        &key,
-                        &finished.value,
-                        finished.file_bytes,
-                        nodes,
-                        shared.problems,
-                    )?;
                 }
+                Slot::Waiting(key, reply) => {
+                    let ended_early = || RepoError::Internal("a worker thread ended early".into());
+                    let finished = self.next(&reply)?.ok_or_else(ended_early)?;
+                    if let Some(finished) = finished? {
+                        self.push(key, &finished.value, finished.file_bytes)?;
+                    }
+                }
+                Slot::RootEnd => {
+                    let builder = self
+                        .builder
+                        .take()
+                        .ok_or_else(|| RepoError::Internal("a root ended twice".into()))?;
+                    self.trees.push(Some(builder.finish(&mut self.nodes)?));
+                }
+                Slot::RootUnopened => self.trees.push(None),
+                Slot::Failed(error) => return Err(error),
             }
-            Slot::RootEnd => {
-                let builder = builder
-                    .take()
-                    .ok_or_else(|| RepoError::Internal("a root ended twice".into()))?;
-                trees.push(Some(builder.finish(nodes)?));
-            }
-            Slot::RootUnopened => trees.push(None),
-            Slot::Failed(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// Waits for what comes next, and does meanwhile what has to be done. `None`: nothing comes any more.
+    fn next<T>(&mut self, receiver: &Receiver<T>) -> Result<Option<T>, OpError> {
+        loop {
+            if self.shared.progress.is_cancelled() {
+                return Err(OpError::Interrupted);
+            }
+            if self.ticked.elapsed() >= self.tick {
+                self.session.tick()?;
+                self.shared.gate.close_when_due();
+                self.ticked = Instant::now();
+            }
+            match wait(receiver, &self.shared.gate, self.tick) {
+                Waited::Arrived(value) => return Ok(Some(value)),
+                Waited::Nothing => {}
+                Waited::Quiet => self.checkpoint()?,
+                Waited::Disconnected if self.shared.progress.is_cancelled() => return Err(OpError::Interrupted),
+                Waited::Disconnected => return Ok(None),
+            }
+        }
+    }
+
+    /// Adds an entry; one that the format has no room for is reported and left out.
+    fn push(&mut self, key: Vec<u8>, value: &[u8], file_bytes: u64) -> Result<(), OpError> {
+        let builder = self
+            .builder
+            .as_mut()
+            .ok_or_else(|| RepoError::Internal("an entry outside of a root".into()))?;
+        if let Err(limit) = builder.check(&key, value, file_bytes) {
+            self.shared
+                .problems
+                .add(key, "limit", format!("it cannot be stored: {limit}"));
+            return Ok(());
+        }
+        builder.push(&key, value, file_bytes, &mut self.nodes)?;
+        self.last_key = Some(key);
+        Ok(())
+    }
+
+    /// Publishes what has been taken in so far, and lets the workers go on. Nothing else is under way: see
+    /// `checkpoint`.
+    fn checkpoint(&mut self) -> Result<(), OpError> {
+        let mut trees = self.trees.clone();
+        let mut resume = None;
+        // A root without entries is not in it: it would look like an empty directory.
+        if let (Some(builder), Some(last_key)) = (&self.builder, &self.last_key) {
+            trees.push(Some(builder.snapshot(&mut self.nodes)?));
+            resume = Some(last_key.clone());
+        }
+        if trees.iter().any(Option::is_some) {
+            self.publish_so_far(&trees, resume)?;
+        }
+        self.shared.gate.open();
+        Ok(())
+    }
+
+    fn publish_so_far(&mut self, trees: &[Option<BuiltTree>], resume: Option<Vec<u8>>) -> Result<(), OpError> {
+        self.nodes.flush()?;
+        let (draft, inner) = (self.draft, &self.nodes.inner);
+        let parents = self.session.parents().to_vec();
+        let ended = self
+            .session
+            .checkpoint(draft.source, flags(draft.problems), |written| {
+                draft.manifest(trees, &parents, resume, inner, written)
+            })?;
+        self.checkpoints.push(ended);
+        Ok(())
     }
 }
 
-/// Adds an entry; one that the format has no room for is reported and left out.
-fn push(
-    builder: &mut TreeBuilder,
-    key: &[u8],
-    value: &[u8],
-    file_bytes: u64,
-    nodes: &mut NodeWriter<'_>,
-    problems: &Problems,
-) -> Result<(), OpError> {
-    if let Err(limit) = builder.check(key, value, file_bytes) {
-        problems.add(key.to_vec(), "limit", format!("it cannot be stored: {limit}"));
-        return Ok(());
-    }
-    Ok(builder.push(key, value, file_bytes, nodes)?)
-}
-
-/// Makes everything durable, completes the manifest and commits.
-fn publish(
-    repo: &Repo,
-    mut session: Session<'_>,
-    mut manifest: Manifest,
-    inner: Vec<ChunkId>,
-    source: SourceId,
-    mut report: Report,
-) -> Result<Report, OpError> {
-    let durable = match session.make_durable() {
-        Ok(durable) => durable,
-        Err(error) => {
-            session.abandon();
-            return Err(error.into());
-        }
-    };
-    manifest.hints = hints(repo, &manifest, inner)?;
-    let counts = session.writer().counts();
-    let stats = &mut manifest.stats;
-    stats.chunks_new = counts.chunks_new.load(Ordering::Relaxed);
-    stats.chunks_reused = counts.chunks_reused.load(Ordering::Relaxed);
-    stats.bytes_new = counts.bytes_new.load(Ordering::Relaxed);
-    stats.bytes_stored = counts.bytes_stored.load(Ordering::Relaxed);
-    stats.packs_uploaded = counts.packs_uploaded.load(Ordering::Relaxed);
-    stats.requests = repo.store.requests();
-    let incomplete = manifest.problems_total > 0;
-    let label = OutcomeLabel {
-        kind: OutcomeKind::Commit,
-        source: Some(source),
-        flags: if incomplete { flag::ERRORS } else { 0 },
-    };
-    let published = session.publish(durable, &manifest, &label)?;
-    manifest.stats.bytes_stored = published.bytes_stored;
-    manifest.stats.requests = repo.store.requests();
-    report.snapshot = Some(published.session);
-    report.stats = manifest.stats;
-    report.problems_total = manifest.problems_total;
-    report.problems = manifest.problems;
-    report.incomplete = incomplete;
-    Ok(report)
-}
-
-/// Where the roots and the inner nodes lie, so that one file is found without asking the index for them.
-fn hints(repo: &Repo, manifest: &Manifest, inner: Vec<ChunkId>) -> Result<Vec<Hint>, OpError> {
-    let mut wanted: Vec<ChunkId> = manifest.roots.iter().map(|root| root.node).collect();
-    // The last inner nodes are the highest.
-    wanted.extend(inner.into_iter().rev().take(HINTS_MAX));
-    wanted.sort_unstable();
-    wanted.dedup();
-    let places = repo.index.find_many(&wanted)?;
-    Ok(wanted
-        .into_iter()
-        .zip(places)
-        .filter_map(|(node, place)| {
-            let place = place.filter(|place| place.kind == PackKind::Meta)?;
-            Some(Hint {
-                pack: place.pack,
-                session: place.session,
-                pack_size: place.pack_size,
-                slot: *place.slots.first()?,
-                offset: place.offset,
-                len: place.stored_len,
-                node,
-            })
-        })
-        .collect())
+fn flags(problems: &Problems) -> u64 {
+    if problems.so_far().0 > 0 { flag::ERRORS } else { 0 }
 }
 
 /// Whether an entry is a regular file.

@@ -3,15 +3,16 @@
 use super::file::Reply;
 use super::work::Job;
 use super::{Input, Problems, Report, Slot};
+use crate::ops::look::{Appetite, open_reader};
 use crate::ops::{OpError, Progress};
 use crate::pure::base::Explain;
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind, Stats};
-use crate::pure::id::ChunkId;
+use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::list::for_each_piece;
 use crate::pure::tree::walk::{NodeSource, TreeWalk};
 use crate::repo::reader::{BlobReader, TreeReader};
-use crate::repo::snapshots::Snapshot;
+use crate::repo::snapshots::{Snapshot, short_id};
 use crate::repo::{Repo, RepoError};
 use crate::source::files::{ExcludesBuilder, FileWalk, Found, SourceError, WalkEvent, WalkOptions};
 use crossbeam_channel::{Sender, bounded};
@@ -69,16 +70,38 @@ pub fn join(root: &[u8], below: &[u8]) -> Vec<u8> {
     path
 }
 
+/// A snapshot that is compared with.
+pub struct Parent<'r> {
+    snapshot: Snapshot,
+    reader: BlobReader<'r>,
+}
+
+impl<'r> Parent<'r> {
+    /// Prepares to read a snapshot: its nodes come from the local cache, and where that has lost them, from the
+    /// repository.
+    ///
+    /// # Errors
+    /// When the local index cannot be used.
+    pub fn open(repo: &'r Repo, snapshot: &Snapshot) -> Result<Parent<'r>, OpError> {
+        Ok(Parent {
+            snapshot: snapshot.clone(),
+            reader: open_reader(repo, snapshot, Appetite::Little)?,
+        })
+    }
+}
+
 /// The planning thread.
 pub struct Planner<'a, 'r> {
     pub repo: &'a Repo,
-    pub parent: Option<&'a Snapshot>,
-    pub reader: Option<&'a BlobReader<'r>>,
-    /// Ids of the parent's nodes that the walk has come past.
+    /// The first that has an unchanged entry counts.
+    pub parents: &'a [Parent<'r>],
+    /// Ids of the parents' nodes that the walk has come past.
     pub parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
     pub problems: &'a Problems,
     pub counts: &'a Counts,
     pub progress: &'a Progress,
+    /// Of entries that have to be read.
+    pub numbers: AtomicU64,
 }
 
 /// Notes every node that is read, because the tree that is being built may contain it again.
@@ -96,8 +119,16 @@ impl NodeSource for NotingReader<'_, '_> {
     }
 }
 
-/// The parent's tree of one root, moving along with the walk.
+/// What the parents say about an entry.
+enum Before {
+    Unknown,
+    Changed,
+    Unchanged(Vec<u8>),
+}
+
+/// A parent's tree of one root, moving along with the walk.
 struct ParentTree<'a, 'r> {
+    snapshot: SessionId,
     walk: TreeWalk,
     nodes: NotingReader<'a, 'r>,
     next: Option<(Vec<u8>, Vec<u8>)>,
@@ -124,7 +155,8 @@ impl ParentTree<'_, '_> {
 }
 
 impl<'a, 'r> Planner<'a, 'r> {
-    /// Sends every entry of the input, in order. Returns when done, when nobody listens any more, or after a failure was sent.
+    /// Sends every entry of the input, in order. Returns when done, when nobody listens any more, or after a failure
+    /// was sent.
     pub fn run(self, input: Input, jobs: &Sender<Job>, order: &Sender<Slot>) {
         let outcome = match input {
             Input::Paths { roots, walk, excludes } => self.paths(&roots, &walk, &excludes, jobs, order),
@@ -186,21 +218,64 @@ impl<'a, 'r> Planner<'a, 'r> {
         order.send(Slot::RootEnd).map_err(|_| OpError::Interrupted)
     }
 
-    fn parent_tree(&self, path: &[u8]) -> Option<ParentTree<'a, 'r>> {
-        let parent = self.parent?;
-        let root: &Root = parent
-            .manifest
-            .roots
-            .iter()
-            .find(|root| root.kind == RootKind::Posix && root.path == path)?;
-        Some(ParentTree {
-            walk: TreeWalk::new(root.node, root.height, &[]),
-            nodes: NotingReader {
-                nodes: TreeReader::new(self.reader?),
-                seen: self.parent_nodes.clone(),
-            },
-            next: None,
-            end: i128::from(parent.manifest.end.0),
+    /// Opens this root's tree in every parent that has it.
+    fn parent_trees(&self, path: &[u8]) -> Result<Vec<ParentTree<'a, 'r>>, OpError> {
+        let mut trees = Vec::new();
+        for parent in self.parents {
+            let manifest = &parent.snapshot.manifest;
+            let is_same = |root: &&Root| root.kind == RootKind::Posix && root.path == path;
+            let Some(root) = manifest.roots.iter().find(is_same) else {
+                continue;
+            };
+            let mut tree = ParentTree {
+                snapshot: parent.snapshot.id,
+                walk: TreeWalk::new(root.node, root.height, &[]),
+                nodes: NotingReader {
+                    nodes: TreeReader::new(&parent.reader),
+                    seen: self.parent_nodes.clone(),
+                },
+                next: None,
+                end: i128::from(manifest.end.0),
+            };
+            match tree.walk.next(&mut tree.nodes) {
+                Ok(first) => {
+                    tree.next = first;
+                    trees.push(tree);
+                }
+                Err(error) => self.give_up_parent(&tree, error)?,
+            }
+        }
+        Ok(trees)
+    }
+
+    /// Asks the parents about an entry, one after the other. One that cannot be read is asked no more.
+    fn before(&self, found: &Found, trees: &mut Vec<ParentTree<'a, 'r>>) -> Result<Before, OpError> {
+        let mut answer = Before::Unknown;
+        let mut at = 0;
+        while let Some(tree) = trees.get_mut(at) {
+            match self.before_in(found, tree) {
+                Ok(Before::Unknown) => at += 1,
+                Ok(Before::Changed) => {
+                    answer = Before::Changed;
+                    at += 1;
+                }
+                Ok(unchanged) => return Ok(unchanged),
+                Err(error) => {
+                    self.give_up_parent(&trees.remove(at), error)?;
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    fn before_in(&self, found: &Found, tree: &mut ParentTree<'a, 'r>) -> Result<Before, RepoError> {
+        let Some(value) = tree.value(&found.key)? else {
+            return Ok(Before::Unknown);
+        };
+        Ok(if self.unchanged(found, &value, tree)? {
+            Before::Unchanged(value)
+        } else {
+            Before::Changed
         })
     }
 
@@ -208,13 +283,7 @@ impl<'a, 'r> Planner<'a, 'r> {
         let gone = |_| OpError::Interrupted;
         order.send(Slot::RootStart).map_err(gone)?;
         let root_path: Arc<[u8]> = path.into();
-        let mut parent = self.parent_tree(path);
-        if let Some(tree) = &mut parent {
-            match tree.walk.next(&mut tree.nodes) {
-                Ok(first) => tree.next = first,
-                Err(error) => parent = self.give_up_parent(error)?,
-            }
-        }
+        let mut parents = self.parent_trees(path)?;
         let mut ready: Vec<(Vec<u8>, Vec<u8>, u64)> = Vec::new();
         while let Some(event) = walk.next() {
             if self.progress.is_cancelled() {
@@ -236,53 +305,38 @@ impl<'a, 'r> Planner<'a, 'r> {
                     continue;
                 }
             };
-            let before = match &mut parent {
-                None => None,
-                Some(tree) => match tree.value(&found.key) {
-                    Ok(value) => value,
-                    Err(error) => {
-                        parent = self.give_up_parent(error)?;
-                        None
-                    }
-                },
-            };
             self.count_kind(&found);
-            match before
-                .as_deref()
-                .map(|value| self.unchanged(&found, value, parent.as_mut()))
-            {
-                Some(Ok(true)) => {
+            match self.before(&found, &mut parents)? {
+                Before::Unchanged(value) => {
                     let bytes = found.stat.size * u64::from(super::is_file(&found.entry.kind));
                     if super::is_file(&found.entry.kind) {
                         self.counts.files_unmodified.fetch_add(1, Ordering::Relaxed);
                         self.progress.file_done(bytes);
                     }
-                    let value = before.unwrap_or_default();
                     ready.push((found.key, value, bytes));
                     if ready.len() == BATCH {
                         order.send(Slot::Ready(std::mem::take(&mut ready))).map_err(gone)?;
                     }
                     continue;
                 }
-                Some(Err(error)) => {
-                    parent = self.give_up_parent(error)?;
-                    self.count_read(&found, true);
-                }
-                Some(Ok(false)) => self.count_read(&found, true),
-                None => self.count_read(&found, false),
+                Before::Changed => self.count_read(&found, true),
+                Before::Unknown => self.count_read(&found, false),
             }
             if !ready.is_empty() {
                 order.send(Slot::Ready(std::mem::take(&mut ready))).map_err(gone)?;
             }
             let (reply, waiting): (Reply, _) = bounded(1);
             let key = found.key.clone();
+            // The slot before the job: what a worker has finished is never without its place in the order
+            // (`checkpoint::wait`).
+            order.send(Slot::Waiting(key, waiting)).map_err(gone)?;
             jobs.send(Job::Entry {
+                number: self.numbers.fetch_add(1, Ordering::Relaxed),
                 found,
                 root: root_path.clone(),
                 reply,
             })
             .map_err(|_| OpError::Interrupted)?;
-            order.send(Slot::Waiting(key, waiting)).map_err(gone)?;
         }
         if !ready.is_empty() {
             order.send(Slot::Ready(ready)).map_err(gone)?;
@@ -291,15 +345,16 @@ impl<'a, 'r> Planner<'a, 'r> {
     }
 
     /// A parent that turns out to be damaged costs reading the rest again; a store that fails ends the run.
-    fn give_up_parent(&self, error: RepoError) -> Result<Option<ParentTree<'a, 'r>>, OpError> {
+    fn give_up_parent(&self, tree: &ParentTree<'a, 'r>, error: RepoError) -> Result<(), OpError> {
         if !error.is_damage() {
             return Err(error.into());
         }
         self.progress.note(format!(
-            "the parent snapshot cannot be read, so everything is read again: {}",
+            "the parent snapshot {} cannot be read, so what it holds is read again: {}",
+            short_id(&tree.snapshot),
             crate::ops::check::chain(&error)
         ));
-        Ok(None)
+        Ok(())
     }
 
     fn count_kind(&self, found: &Found) {
@@ -327,11 +382,10 @@ impl<'a, 'r> Planner<'a, 'r> {
         }
     }
 
-    /// Whether the parent's entry still describes what is there, content included. The change time is set by the kernel on
-    /// every edit and cannot be set by users; files are read only after it has settled (see `source::files::read`), so equal
-    /// times mean equal content (catalogue E7).
-    fn unchanged(&self, found: &Found, value: &[u8], tree: Option<&mut ParentTree<'_, '_>>) -> Result<bool, RepoError> {
-        let Some(tree) = tree else { return Ok(false) };
+    /// Whether the parent's entry still describes what is there, content included. The change time is set by the kernel
+    /// on every edit and cannot be set by users; files are read only after it has settled (see `source::files::read`),
+    /// so equal times mean equal content (catalogue E7).
+    fn unchanged(&self, found: &Found, value: &[u8], tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
         let before = Entry::decode(value)?;
         let (now, stat) = (&found.entry, &found.stat);
         let changed_at = i128::from(stat.ctime.seconds) * 1_000_000_000 + i128::from(stat.ctime.nanos);
@@ -383,7 +437,7 @@ impl<'a, 'r> Planner<'a, 'r> {
 pub fn dry_run(
     repo: &Repo,
     input: Input,
-    parent: Option<Snapshot>,
+    parents: &[Snapshot],
     mut report: Report,
     progress: &Progress,
 ) -> Result<Report, OpError> {
@@ -392,14 +446,10 @@ pub fn dry_run(
             "--dry-run works with paths only: a stream cannot be looked at without reading it".into(),
         ));
     };
-    let reader = match &parent {
-        Some(parent) => Some(crate::ops::look::open_reader(
-            repo,
-            parent,
-            crate::ops::look::Appetite::Little,
-        )?),
-        None => None,
-    };
+    let parents: Vec<Parent<'_>> = parents
+        .iter()
+        .map(|parent| Parent::open(repo, parent))
+        .collect::<Result<_, _>>()?;
     let (problems, counts) = (Problems::default(), Counts::default());
     let (job_sender, jobs) = bounded::<Job>(64);
     let (order_sender, order) = bounded::<Slot>(64);
@@ -409,12 +459,12 @@ pub fn dry_run(
         scope.spawn(|| {
             let planner = Planner {
                 repo,
-                parent: parent.as_ref(),
-                reader: reader.as_ref(),
+                parents: &parents,
                 parent_nodes: Arc::default(),
                 problems: &problems,
                 counts: &counts,
                 progress,
+                numbers: AtomicU64::new(0),
             };
             planner.run(input, &job_sender, &order_sender);
             drop((job_sender, order_sender));
@@ -437,7 +487,6 @@ pub fn dry_run(
         return Err(error);
     }
     let (total, problems) = std::mem::take(&mut *problems.inner.lock());
-    report.parent = parent.map(|parent| parent.id);
     report.stats = Stats {
         bytes_read: read,
         ..counts.stats()

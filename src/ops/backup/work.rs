@@ -2,7 +2,8 @@
 
 use super::Problems;
 use super::blobs::BlobWorker;
-use super::file::{ChunkTask, FileEnd, FileWriter, Reply, Shared, encode_with};
+use super::checkpoint::Pass;
+use super::file::{ChunkTask, Duty, FileEnd, FileWriter, Reply, Shared, encode_with};
 use super::plan::{error_code, join};
 use crate::ops::check::chain;
 use crate::pure::format::entry::{Content, Entry, EntryKind};
@@ -12,7 +13,7 @@ use crate::source::files::{Found, Piece, Recheck, SourceError, SourceFile};
 use crate::source::stream::Stream;
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A file that changes while it is read is read again, this often in all …
@@ -27,6 +28,8 @@ const READ_AGAIN_BYTES_MAX: u64 = 64 << 20;
 )]
 pub enum Job {
     Entry {
+        /// Which of all entries that have to be read it is: from 0 on, in the order of the tree.
+        number: u64,
         found: Found,
         root: Arc<[u8]>,
         reply: Reply,
@@ -37,17 +40,30 @@ pub enum Job {
     },
 }
 
-/// Runs until there are no more jobs and nobody reads a file whose chunks might still be offered.
+impl Job {
+    /// Its number, and how much there is to read as far as is known.
+    fn size(&self) -> (u64, u64) {
+        match self {
+            Job::Entry { number, found, .. } => {
+                let is_file = matches!(found.entry.kind, EntryKind::File { .. });
+                (*number, if is_file { found.stat.size } else { 0 })
+            }
+            Job::Stream { .. } => (0, 0),
+        }
+    }
+}
+
+/// Runs until there are no more jobs and nobody works on a file whose chunks might still be offered.
 pub fn run(
     mut worker: BlobWorker<'_>,
     shared: &Shared<'_>,
     jobs: &Receiver<Job>,
     chunks: &Receiver<ChunkTask>,
-    reading: &AtomicUsize,
     problems: &Problems,
     bytes_read: &AtomicU64,
 ) {
     const IDLE: Duration = Duration::from_millis(20);
+    const AT_GATE: Duration = Duration::from_millis(2);
     let mut reader = EntryReader {
         writer: FileWriter::new(shared),
         small: Vec::new(),
@@ -68,16 +84,25 @@ pub fn run(
                 }
             }
             recv(jobs) -> job => match job {
-                Ok(job) => {
-                    reading.fetch_add(1, Ordering::AcqRel);
-                    reader.job(job, &mut worker);
-                    reading.fetch_sub(1, Ordering::AcqRel);
-                }
+                Ok(job) => loop {
+                    let (number, bytes) = job.size();
+                    if let Some(pass) = shared.gate.enter(number, bytes) {
+                        reader.job(job, pass, &mut worker);
+                        break;
+                    }
+                    if shared.is_stopped() {
+                        break;
+                    }
+                    // A checkpoint waits for files that others still read: help them.
+                    if let Ok(task) = chunks.recv_timeout(AT_GATE) {
+                        task.run(shared, &mut worker);
+                    }
+                },
                 Err(_) => {
                     // No more jobs: only chunks of files that others still read can come.
                     match chunks.recv_timeout(IDLE) {
                         Ok(task) => task.run(shared, &mut worker),
-                        Err(RecvTimeoutError::Timeout) if reading.load(Ordering::Acquire) > 0 => {}
+                        Err(RecvTimeoutError::Timeout) if shared.gate.is_busy() => {}
                         Err(_) => return,
                     }
                 }
@@ -95,16 +120,15 @@ struct EntryReader<'s, 'a> {
 }
 
 impl EntryReader<'_, '_> {
-    fn job(&mut self, job: Job, worker: &mut BlobWorker<'_>) {
+    fn job(&mut self, job: Job, pass: Pass, worker: &mut BlobWorker<'_>) {
         match job {
-            Job::Stream { stream, reply } => self.stream(stream, reply, worker),
-            Job::Entry { found, root, reply } => {
+            Job::Stream { stream, reply } => self.stream(stream, Duty::new(reply, pass), worker),
+            Job::Entry { found, root, reply, .. } => {
+                let duty = Duty::new(reply, pass);
                 if matches!(found.entry.kind, EntryKind::File { .. }) {
-                    self.file(found, &root, reply, worker);
+                    self.file(found, &root, duty, worker);
                 } else {
-                    let outcome = self.other(found, &root, worker);
-                    // Nobody waits any more when the run is being torn down.
-                    let _ = reply.send(outcome);
+                    duty.fulfil(self.other(found, &root, worker));
                 }
             }
         }
@@ -178,7 +202,7 @@ impl EntryReader<'_, '_> {
         Ok(())
     }
 
-    fn file(&mut self, mut found: Found, root: &[u8], reply: Reply, worker: &mut BlobWorker<'_>) {
+    fn file(&mut self, mut found: Found, root: &[u8], duty: Duty, worker: &mut BlobWorker<'_>) {
         for attempt in 1..=READS_MAX {
             let mut file = match found.open() {
                 Ok(file) => file,
@@ -186,16 +210,14 @@ impl EntryReader<'_, '_> {
                     if !matches!(error, SourceError::Vanished { .. }) {
                         self.problem(root, &error);
                     }
-                    let _ = reply.send(Ok(None));
-                    return;
+                    return duty.fulfil(Ok(None));
                 }
             };
             file.update(&mut found);
             let last = attempt == READS_MAX || file.size() > READ_AGAIN_BYTES_MAX;
             match self.read_file(&found, &mut file, root, last, worker) {
                 Ok(Some(Stored::Inline(finished))) => {
-                    let _ = reply.send(Ok(finished));
-                    return;
+                    return duty.fulfil(Ok(finished));
                 }
                 Ok(Some(Stored::Later(entry))) => {
                     let path = join(root, &found.path());
@@ -203,7 +225,7 @@ impl EntryReader<'_, '_> {
                         FileEnd {
                             entry: *entry,
                             path,
-                            reply,
+                            duty,
                         },
                         worker,
                     );
@@ -212,10 +234,7 @@ impl EntryReader<'_, '_> {
                 }
                 // Changed while it was read: once more.
                 Ok(None) => {}
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                    return;
-                }
+                Err(error) => return duty.fulfil(Err(error)),
             }
         }
     }
@@ -377,7 +396,7 @@ impl EntryReader<'_, '_> {
         }
     }
 
-    fn stream(&mut self, mut stream: Stream, reply: Reply, worker: &mut BlobWorker<'_>) {
+    fn stream(&mut self, mut stream: Stream, duty: Duty, worker: &mut BlobWorker<'_>) {
         self.writer.restart();
         match self.read_stream(&mut stream, worker) {
             Ok(()) => {
@@ -387,14 +406,12 @@ impl EntryReader<'_, '_> {
                     FileEnd {
                         entry,
                         path: stream.name().to_vec(),
-                        reply,
+                        duty,
                     },
                     worker,
                 );
             }
-            Err(error) => {
-                let _ = reply.send(Err(error));
-            }
+            Err(error) => duty.fulfil(Err(error)),
         }
     }
 

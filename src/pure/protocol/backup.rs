@@ -1,5 +1,10 @@
 //! A backup session, step by step (format-spec chapter 16: B1 to B10). The order of the actions is the safety argument; the driver in
 //! `repo::session` only carries them out.
+//!
+//! A checkpoint ends one session and goes on in the next: the next is registered, with the same pins and the ending
+//! session pinned as well, *before* the ending one publishes; it validates all pins afterwards, as a new session does
+//! (B3). Between the two nothing but what is reachable from the pins may be carried over, because looked-up and
+//! uploaded chunks outside of them are protected by nobody.
 
 use crate::pure::id::SessionId;
 use std::collections::BTreeSet;
@@ -7,11 +12,11 @@ use std::collections::BTreeSet;
 /// What the driver has to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// B2: create `sess/S/0000` with these pins.
+    /// B2: create `sess/S/0000` with these pins. At a checkpoint, S is the session that goes on.
     Register { pins: Vec<SessionId> },
     /// B3, first half: list `drop/`.
     ListDrops,
-    /// B3, second half: does `snap/P` still exist?
+    /// B3, second half, for each pin: does `snap/P` still exist?
     StatParent { parent: SessionId },
     /// B4 and B9: list `gc/` and fetch what is new.
     ListCondemned,
@@ -19,9 +24,9 @@ pub enum Action {
     Acknowledge { acked: Vec<SessionId> },
     /// B6: list `idx/` and import.
     SyncIndex,
-    /// B7: walk and upload. The parent, if any, is pinned and validated. Feed polls in between.
-    Work { parent: Option<SessionId> },
-    /// B10: packs and runs are durable; create `snap/S`.
+    /// B7: walk and upload. These parents are pinned and validated. Feed polls in between.
+    Work { parents: Vec<SessionId> },
+    /// B10: packs and runs are durable; create `snap/S`. At a checkpoint, S is the session that ends.
     PublishOutcome,
     /// The end.
     Finish(Finish),
@@ -34,14 +39,17 @@ pub enum Finish {
     Committed,
     /// Maintenance declared the session dead first: not committed.
     Fenced,
+    /// A pin of the session that goes on did not hold: what the run has built on may be deleted. The checkpoint is
+    /// published.
+    Unpinned(SessionId),
 }
 
 /// What the driver reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// B1 is done; this is the parent that was chosen.
+    /// B1 is done; these are the parents that were chosen.
     Begin {
-        parent: Option<SessionId>,
+        parents: Vec<SessionId>,
     },
     Registered,
     Drops {
@@ -61,8 +69,13 @@ pub enum Event {
         generations: Vec<SessionId>,
         touched: Vec<SessionId>,
     },
-    /// All packs and runs of the session are durable.
+    /// All packs and runs of the session are durable: it may end with a commit.
     Durable,
+    /// All packs and runs of the session `ending` are durable, and no work is under way that its tree does not hold: it
+    /// may end with a checkpoint.
+    DurableSoFar {
+        ending: SessionId,
+    },
     OutcomeCreated,
     /// The name was taken: by an object with our object id, or by another one (a fence).
     OutcomeExists {
@@ -75,7 +88,7 @@ enum State {
     New,
     Registering,
     ListingDrops,
-    CheckingParent,
+    CheckingParent(SessionId),
     ListingCondemned,
     Acknowledging,
     Syncing,
@@ -83,6 +96,8 @@ enum State {
     Polling,
     LateAcknowledging,
     Publishing,
+    RegisteringNext,
+    PublishingCheckpoint,
     Ended,
 }
 
@@ -90,7 +105,11 @@ enum State {
 #[derive(Clone, Debug)]
 pub struct BackupProtocol {
     state: State,
-    parent: Option<SessionId>,
+    parents: Vec<SessionId>,
+    /// Parents whose existence is not known yet.
+    to_check: Vec<SessionId>,
+    /// The checkpoint after which this session goes on: every pin has to hold then.
+    checkpoint: Option<SessionId>,
     acked: BTreeSet<SessionId>,
 }
 
@@ -113,7 +132,9 @@ impl BackupProtocol {
     pub fn new() -> BackupProtocol {
         BackupProtocol {
             state: State::New,
-            parent: None,
+            parents: Vec::new(),
+            to_check: Vec::new(),
+            checkpoint: None,
             acked: BTreeSet::new(),
         }
     }
@@ -129,31 +150,24 @@ impl BackupProtocol {
     /// When the event cannot come in this state; the session must not publish then.
     pub fn step(&mut self, event: Event) -> Result<Action, OutOfOrder> {
         let (state, action) = match (self.state, event) {
-            (State::New, Event::Begin { parent }) => {
-                self.parent = parent;
-                (
-                    State::Registering,
-                    Action::Register {
-                        pins: parent.into_iter().collect(),
-                    },
-                )
+            (State::New, Event::Begin { parents }) => {
+                self.parents = parents;
+                let pins = self.parents.clone();
+                (State::Registering, Action::Register { pins })
             }
-            // The pin is published before the parent is trusted; drops are listed before the parent is looked for.
+            // The pins are published before they are trusted; drops are listed before the parents are looked for.
             (State::Registering, Event::Registered) => (State::ListingDrops, Action::ListDrops),
             (State::ListingDrops, Event::Drops { dropped }) => {
-                match self.parent.filter(|parent| !dropped.contains(parent)) {
-                    Some(parent) => (State::CheckingParent, Action::StatParent { parent }),
-                    None => {
-                        self.parent = None;
-                        (State::ListingCondemned, Action::ListCondemned)
-                    }
-                }
+                let lost = self.parents.iter().find(|parent| dropped.contains(parent)).copied();
+                self.parents.retain(|parent| !dropped.contains(parent));
+                self.to_check.clone_from(&self.parents);
+                self.next_check(lost)
             }
-            (State::CheckingParent, Event::ParentExists(exists)) => {
+            (State::CheckingParent(parent), Event::ParentExists(exists)) => {
                 if !exists {
-                    self.parent = None;
+                    self.parents.retain(|other| *other != parent);
                 }
-                (State::ListingCondemned, Action::ListCondemned)
+                self.next_check((!exists).then_some(parent))
             }
             // The index is listed after gc: what gc condemns before that is never looked up.
             (State::ListingCondemned, Event::Condemned { generations }) => {
@@ -171,7 +185,7 @@ impl BackupProtocol {
             }
             (State::Acknowledging, Event::Acknowledged) => (State::Syncing, Action::SyncIndex),
             (State::Syncing, Event::IndexSynced) | (State::LateAcknowledging, Event::Acknowledged) => {
-                (State::Working, Action::Work { parent: self.parent })
+                (State::Working, self.work())
             }
             (State::Working, Event::PollDue) => (State::Polling, Action::ListCondemned),
             // A generation that condemns a pack in use is not acknowledged: its sweep waits for this session.
@@ -183,7 +197,7 @@ impl BackupProtocol {
                         .filter(|generation| !touched.contains(generation)),
                 );
                 if self.acked.len() == before {
-                    (State::Working, Action::Work { parent: self.parent })
+                    (State::Working, self.work())
                 } else {
                     (
                         State::LateAcknowledging,
@@ -197,7 +211,23 @@ impl BackupProtocol {
             (State::Publishing, Event::OutcomeCreated | Event::OutcomeExists { ours: true }) => {
                 (State::Ended, Action::Finish(Finish::Committed))
             }
-            (State::Publishing, Event::OutcomeExists { ours: false }) => (State::Ended, Action::Finish(Finish::Fenced)),
+            (State::Publishing | State::PublishingCheckpoint, Event::OutcomeExists { ours: false }) => {
+                (State::Ended, Action::Finish(Finish::Fenced))
+            }
+            (State::Working, Event::DurableSoFar { ending }) => {
+                // The new checkpoint holds all that the one before it held.
+                let before = self.checkpoint.replace(ending);
+                self.parents.retain(|parent| Some(*parent) != before);
+                self.parents.push(ending);
+                let pins = self.parents.clone();
+                (State::RegisteringNext, Action::Register { pins })
+            }
+            // The next session is there before this one ends: at no moment is nobody un-ended.
+            (State::RegisteringNext, Event::Registered) => (State::PublishingCheckpoint, Action::PublishOutcome),
+            (State::PublishingCheckpoint, Event::OutcomeCreated | Event::OutcomeExists { ours: true }) => {
+                self.acked.clear();
+                (State::ListingDrops, Action::ListDrops)
+            }
             (state, event) => {
                 return Err(OutOfOrder {
                     state: format!("{state:?}"),
@@ -207,6 +237,24 @@ impl BackupProtocol {
         };
         self.state = state;
         Ok(action)
+    }
+
+    /// What comes after a pin was looked at; `lost` is one that does not hold.
+    fn next_check(&mut self, lost: Option<SessionId>) -> (State, Action) {
+        // A new session does without a lost parent. One that goes on has already built on it.
+        if let Some(lost) = lost.filter(|_| self.checkpoint.is_some()) {
+            return (State::Ended, Action::Finish(Finish::Unpinned(lost)));
+        }
+        match self.to_check.pop() {
+            Some(parent) => (State::CheckingParent(parent), Action::StatParent { parent }),
+            None => (State::ListingCondemned, Action::ListCondemned),
+        }
+    }
+
+    fn work(&self) -> Action {
+        Action::Work {
+            parents: self.parents.clone(),
+        }
     }
 }
 
@@ -222,7 +270,7 @@ mod tests {
     fn parent_is_pinned_before_it_is_validated_and_index_comes_after_condemnations() {
         let mut protocol = BackupProtocol::new();
         assert_eq!(
-            protocol.step(Event::Begin { parent: Some(sid(1)) }),
+            protocol.step(Event::Begin { parents: vec![sid(1)] }),
             Ok(Action::Register { pins: vec![sid(1)] })
         );
         assert_eq!(protocol.step(Event::Registered), Ok(Action::ListDrops));
@@ -240,7 +288,7 @@ mod tests {
         assert_eq!(protocol.step(Event::Acknowledged), Ok(Action::SyncIndex));
         assert_eq!(
             protocol.step(Event::IndexSynced),
-            Ok(Action::Work { parent: Some(sid(1)) })
+            Ok(Action::Work { parents: vec![sid(1)] })
         );
         assert_eq!(protocol.step(Event::Durable), Ok(Action::PublishOutcome));
         assert_eq!(
@@ -253,7 +301,7 @@ mod tests {
     fn dropped_or_vanished_parent_is_not_used() {
         for vanish in [false, true] {
             let mut protocol = BackupProtocol::new();
-            protocol.step(Event::Begin { parent: Some(sid(1)) }).unwrap();
+            protocol.step(Event::Begin { parents: vec![sid(1)] }).unwrap();
             protocol.step(Event::Registered).unwrap();
             let dropped = if vanish { vec![] } else { vec![sid(1)] };
             let action = protocol.step(Event::Drops { dropped }).unwrap();
@@ -264,14 +312,14 @@ mod tests {
                 assert_eq!(action, Action::ListCondemned);
             }
             protocol.step(Event::Condemned { generations: vec![] }).unwrap();
-            assert_eq!(protocol.step(Event::IndexSynced), Ok(Action::Work { parent: None }));
+            assert_eq!(protocol.step(Event::IndexSynced), Ok(Action::Work { parents: vec![] }));
         }
     }
 
     #[test]
     fn generation_that_condemns_a_used_pack_is_not_acknowledged() {
         let mut protocol = BackupProtocol::new();
-        protocol.step(Event::Begin { parent: None }).unwrap();
+        protocol.step(Event::Begin { parents: vec![] }).unwrap();
         protocol.step(Event::Registered).unwrap();
         protocol.step(Event::Drops { dropped: vec![] }).unwrap();
         protocol.step(Event::Condemned { generations: vec![] }).unwrap();
@@ -281,7 +329,7 @@ mod tests {
             generations: vec![sid(3)],
             touched: vec![sid(3)],
         };
-        assert_eq!(protocol.step(polled), Ok(Action::Work { parent: None }));
+        assert_eq!(protocol.step(polled), Ok(Action::Work { parents: vec![] }));
         protocol.step(Event::PollDue).unwrap();
         let polled = Event::Polled {
             generations: vec![sid(3), sid(4)],
@@ -294,7 +342,118 @@ mod tests {
     fn nothing_is_published_out_of_order() {
         let mut protocol = BackupProtocol::new();
         assert!(protocol.step(Event::Durable).is_err());
-        protocol.step(Event::Begin { parent: None }).unwrap();
+        protocol.step(Event::Begin { parents: vec![] }).unwrap();
         assert!(protocol.step(Event::IndexSynced).is_err());
+    }
+
+    /// A protocol that works with one parent and has acknowledged one generation.
+    fn working() -> BackupProtocol {
+        let mut protocol = BackupProtocol::new();
+        let events = [
+            Event::Begin { parents: vec![sid(1)] },
+            Event::Registered,
+            Event::Drops { dropped: vec![] },
+            Event::ParentExists(true),
+            Event::Condemned {
+                generations: vec![sid(7)],
+            },
+            Event::Acknowledged,
+            Event::IndexSynced,
+        ];
+        for event in events {
+            protocol.step(event).unwrap();
+        }
+        protocol
+    }
+
+    #[test]
+    fn next_session_is_registered_with_all_pins_before_the_checkpoint_and_validates_after_it() {
+        let mut protocol = working();
+        let pins = vec![sid(1), sid(2)];
+        assert_eq!(
+            protocol.step(Event::DurableSoFar { ending: sid(2) }),
+            Ok(Action::Register { pins: pins.clone() })
+        );
+        assert!(protocol.clone().step(Event::OutcomeCreated).is_err());
+        assert_eq!(protocol.step(Event::Registered), Ok(Action::PublishOutcome));
+        assert!(protocol.acked().eq(&[sid(7)]));
+        assert_eq!(protocol.step(Event::OutcomeCreated), Ok(Action::ListDrops));
+        // The session that goes on has acknowledged nothing yet.
+        assert_eq!(protocol.acked().count(), 0);
+        assert_eq!(
+            protocol.step(Event::Drops { dropped: vec![] }),
+            Ok(Action::StatParent { parent: sid(2) })
+        );
+        assert_eq!(
+            protocol.step(Event::ParentExists(true)),
+            Ok(Action::StatParent { parent: sid(1) })
+        );
+        assert_eq!(protocol.step(Event::ParentExists(true)), Ok(Action::ListCondemned));
+        protocol.step(Event::Condemned { generations: vec![] }).unwrap();
+        assert_eq!(protocol.step(Event::IndexSynced), Ok(Action::Work { parents: pins }));
+        let mut again = protocol.clone();
+        assert_eq!(
+            again.step(Event::DurableSoFar { ending: sid(3) }),
+            Ok(Action::Register {
+                pins: vec![sid(1), sid(3)]
+            })
+        );
+        assert_eq!(protocol.step(Event::Durable), Ok(Action::PublishOutcome));
+        assert_eq!(
+            protocol.step(Event::OutcomeCreated),
+            Ok(Action::Finish(Finish::Committed))
+        );
+    }
+
+    #[test]
+    fn run_that_goes_on_ends_when_a_pin_does_not_hold() {
+        for (dropped, lost) in [(vec![sid(1)], sid(1)), (vec![sid(2)], sid(2)), (vec![], sid(2))] {
+            let mut protocol = working();
+            protocol.step(Event::DurableSoFar { ending: sid(2) }).unwrap();
+            protocol.step(Event::Registered).unwrap();
+            protocol.step(Event::OutcomeExists { ours: true }).unwrap();
+            let by_drop = !dropped.is_empty();
+            let mut action = protocol.step(Event::Drops { dropped });
+            if !by_drop {
+                action = protocol.step(Event::ParentExists(false));
+            }
+            assert_eq!(action, Ok(Action::Finish(Finish::Unpinned(lost))));
+            assert!(protocol.step(Event::Durable).is_err());
+        }
+    }
+
+    #[test]
+    fn fenced_session_publishes_no_checkpoint_and_does_not_go_on() {
+        let mut protocol = working();
+        protocol.step(Event::DurableSoFar { ending: sid(2) }).unwrap();
+        protocol.step(Event::Registered).unwrap();
+        assert_eq!(
+            protocol.step(Event::OutcomeExists { ours: false }),
+            Ok(Action::Finish(Finish::Fenced))
+        );
+        assert!(protocol.step(Event::PollDue).is_err());
+    }
+
+    #[test]
+    fn of_several_parents_those_that_are_gone_are_not_used() {
+        let mut protocol = BackupProtocol::new();
+        let parents = vec![sid(1), sid(2), sid(3)];
+        protocol.step(Event::Begin { parents }).unwrap();
+        protocol.step(Event::Registered).unwrap();
+        let dropped = vec![sid(2)];
+        assert_eq!(
+            protocol.step(Event::Drops { dropped }),
+            Ok(Action::StatParent { parent: sid(3) })
+        );
+        assert_eq!(
+            protocol.step(Event::ParentExists(false)),
+            Ok(Action::StatParent { parent: sid(1) })
+        );
+        assert_eq!(protocol.step(Event::ParentExists(true)), Ok(Action::ListCondemned));
+        protocol.step(Event::Condemned { generations: vec![] }).unwrap();
+        assert_eq!(
+            protocol.step(Event::IndexSynced),
+            Ok(Action::Work { parents: vec![sid(1)] })
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod interrupted;
 
 use serde_json::Value;
 use std::ffi::OsStr;

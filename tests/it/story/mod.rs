@@ -117,6 +117,7 @@ pub fn options() -> backup::Options {
         threads: 2,
         uploads: 1,
         zstd_level: None,
+        checkpoints: None,
         dry_run: false,
     }
 }
