@@ -131,6 +131,8 @@ impl<'r> Session<'r> {
             _lock: lock,
             lock_path,
         };
+        // Room taken by writers that were killed. Not to be had is no reason not to go on.
+        let _ = repo.store.sweep();
         session.register(parent, role)?;
         session.adopt()?;
         Ok(session)
@@ -556,7 +558,7 @@ fn next_in_chain(repo: &Repo) -> Result<(u64, Option<ObjectHash>), RepoError> {
         .map(|outcome| (outcome.sequence, outcome.hash));
     let head = repo.index.head(&repo.kid)?;
     Ok(match newest.max(head) {
-        Some((sequence, hash)) => (sequence + 1, Some(hash)),
+        Some((sequence, hash)) => (sequence.saturating_add(1), Some(hash)),
         None => (0, None),
     })
 }
