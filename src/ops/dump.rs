@@ -1,15 +1,17 @@
 //! Writing one file, or a directory as a tar archive, to a stream.
 
 use super::look::{self, Appetite, open_reader};
-use super::restore::{pieces_of, read_content};
+use super::restore::{for_each_chunk, read_chunk, read_content};
 use super::{OpError, Progress};
-use crate::pure::format::blob::{BlobType, Opener};
+use crate::pure::format::blob::Opener;
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
-use std::collections::HashMap;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 /// Pieces that are decoded ahead, for each thread.
@@ -49,13 +51,22 @@ pub fn file(
     write_content(&reader, &entry, &mut nodes, threads, out, progress)?;
     out.flush().map_err(output)?;
     if entry.attributes.incomplete.is_some() {
-        return Err(RepoError::Missing {
-            object: path.escape_ascii().to_string(),
-            why: "it could not be read completely when it was backed up".into(),
-        }
-        .into());
+        return Err(not_whole(path, 1));
     }
     Ok(())
+}
+
+/// The error for what was written as it is in the snapshot, which is not whole.
+fn not_whole(path: &[u8], count: u64) -> OpError {
+    let others = match count {
+        1 => String::new(),
+        _ => format!(" (and {} more)", count - 1),
+    };
+    RepoError::Missing {
+        object: path.escape_ascii().to_string() + &others,
+        why: "it could not be read completely when it was backed up".into(),
+    }
+    .into()
 }
 
 fn write_content(
@@ -66,57 +77,90 @@ fn write_content(
     out: &mut dyn Write,
     progress: &Progress,
 ) -> Result<(), OpError> {
-    if let Some(Content::Inline(bytes)) = entry.content() {
-        return out.write_all(bytes).map_err(output);
-    }
-    let pieces = pieces_of(entry, nodes)?;
-    let mut at = 0u64;
-    for group in pieces.chunks(AHEAD * threads.max(1)) {
-        if progress.is_cancelled() {
-            return Err(OpError::Interrupted);
+    let mut writer = InOrder { out, progress, at: 0 };
+    match entry.content() {
+        Some(Content::Inline(bytes)) => return writer.out.write_all(bytes).map_err(output),
+        // Most files: not worth a thread.
+        Some(Content::Chunks(chunks)) if chunks.len() < 2 => {
+            let mut opener = Opener::new();
+            for_each_chunk(entry, nodes, &mut |offset, piece| {
+                writer.write(offset, decode(reader, &piece, &mut opener)?)?;
+                Ok(ControlFlow::Continue(()))
+            })?;
         }
-        for (decoded, (offset, piece)) in decode(reader, group).into_iter().zip(group) {
-            write_zeros(out, offset - at)?;
-            let plain = decoded?;
-            if plain.len() as u64 != piece.len {
-                return Err(RepoError::Missing {
-                    object: format!("chunk {}", piece.id),
-                    why: format!("it has {} bytes, the file says {}", plain.len(), piece.len),
-                }
-                .into());
-            }
-            out.write_all(&plain).map_err(output)?;
-            progress.bytes.fetch_add(piece.len, Ordering::Relaxed);
-            at = offset + piece.len;
-        }
+        _ => decode_ahead(reader, entry, nodes, threads.max(1), &mut writer)?,
     }
-    write_zeros(out, entry.size() - at)
+    write_zeros(writer.out, entry.size() - writer.at)
 }
 
-/// Decodes several pieces at once; results in order.
-fn decode(reader: &BlobReader<'_>, group: &[(u64, ChunkRef)]) -> Vec<Result<Vec<u8>, RepoError>> {
-    let read = |piece: &ChunkRef| {
-        let mut plain = Vec::new();
-        reader
-            .read(BlobType::Data, &piece.id, &mut Opener::new(), &mut plain)
-            .map(|()| plain)
-    };
-    if let [(_, only)] = group {
-        return vec![read(only)];
+/// Writes pieces of a file one behind the other, zeros between them.
+struct InOrder<'o> {
+    out: &'o mut dyn Write,
+    progress: &'o Progress,
+    at: u64,
+}
+
+impl InOrder<'_> {
+    fn write(&mut self, offset: u64, plain: Vec<u8>) -> Result<(), OpError> {
+        if self.progress.is_cancelled() {
+            return Err(OpError::Interrupted);
+        }
+        write_zeros(self.out, offset - self.at)?;
+        self.out.write_all(&plain).map_err(output)?;
+        self.progress.bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+        self.at = offset + plain.len() as u64;
+        Ok(())
     }
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = group
-            .iter()
-            .map(|(_, piece)| scope.spawn(move || read(piece)))
-            .collect();
-        handles
-            .into_iter()
-            .map(|handle| {
-                handle
-                    .join()
-                    .unwrap_or_else(|_| Err(RepoError::Internal("a decoding thread panicked".into())))
-            })
-            .collect()
+}
+
+fn decode(reader: &BlobReader<'_>, piece: &ChunkRef, opener: &mut Opener) -> Result<Vec<u8>, RepoError> {
+    let mut plain = Vec::new();
+    read_chunk(reader, piece, opener, &mut plain)?;
+    Ok(plain)
+}
+
+/// Decodes on several threads, a few pieces ahead of what is written. The list of pieces is read along the way.
+fn decode_ahead(
+    reader: &BlobReader<'_>,
+    entry: &Entry,
+    nodes: &mut TreeReader<'_, '_>,
+    threads: usize,
+    writer: &mut InOrder<'_>,
+) -> Result<(), OpError> {
+    type Reply = Result<Vec<u8>, RepoError>;
+    let (tasks, queue) = bounded::<(ChunkRef, Sender<Reply>)>(AHEAD * threads);
+    // The scope owns the queue: however it ends, the threads end.
+    std::thread::scope(move |scope| {
+        for _ in 0..threads {
+            let queue = queue.clone();
+            scope.spawn(move || {
+                let mut opener = Opener::new();
+                for (piece, reply) in queue {
+                    // Nobody waits any more when writing has failed.
+                    let _ = reply.send(decode(reader, &piece, &mut opener));
+                }
+            });
+        }
+        drop(queue);
+        let gone = || OpError::Repo(RepoError::Internal("a decoding thread panicked".into()));
+        let mut ahead: VecDeque<(u64, Receiver<Reply>)> = VecDeque::new();
+        let mut write_first = |ahead: &mut VecDeque<(u64, Receiver<Reply>)>| match ahead.pop_front() {
+            Some((offset, reply)) => writer.write(offset, reply.recv().map_err(|_| gone())??),
+            None => Ok(()),
+        };
+        for_each_chunk(entry, nodes, &mut |offset, piece| {
+            if ahead.len() == AHEAD * threads {
+                write_first(&mut ahead)?;
+            }
+            let (reply, decoded) = bounded(1);
+            tasks.send((piece, reply)).map_err(|_| gone())?;
+            ahead.push_back((offset, decoded));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        while !ahead.is_empty() {
+            write_first(&mut ahead)?;
+        }
+        Ok(())
     })
 }
 
@@ -128,7 +172,8 @@ fn write_zeros(out: &mut dyn Write, count: u64) -> Result<(), OpError> {
 /// times and links. Extended attributes go into `SCHILY.xattr` records, as GNU tar and bsdtar read them.
 ///
 /// # Errors
-/// When the path is not there or something cannot be read.
+/// When the path is not there or something cannot be read. Where a part of the tree cannot be read, the archive goes on behind
+/// it; an error at the end says so, and also when a file was not whole in the snapshot already.
 pub fn tar(
     repo: &Repo,
     snapshot: &Snapshot,
@@ -151,9 +196,14 @@ pub fn tar(
     let mut links: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
     let mut opener = Opener::new();
     let mut archive = tar::Builder::new(&mut *out);
+    let mut incomplete: Option<(Vec<u8>, u64)> = None;
+    let mut broken_off = false;
     let mut append = |full: &[u8], entry: &Entry| -> Result<(), OpError> {
         if progress.is_cancelled() {
             return Err(OpError::Interrupted);
+        }
+        if entry.attributes.incomplete.is_some() {
+            incomplete.get_or_insert_with(|| (full.to_vec(), 0)).1 += 1;
         }
         let name = full.strip_prefix(b"/").unwrap_or(full);
         let name = if name.is_empty() { b"." } else { name };
@@ -168,6 +218,7 @@ pub fn tar(
             threads,
             progress,
         )
+        .inspect_err(|_| broken_off = true)
     };
     if let Some(path) = path {
         let location = look::locate(snapshot, path)?;
@@ -177,9 +228,17 @@ pub fn tar(
             append(&look::full_path(location.root, &look::key_of(&location))?, &entry)?;
         }
     }
-    look::list(snapshot, path, true, &mut nodes, &mut append)?;
-    archive.finish().map_err(output)?;
-    archive.get_mut().flush().map_err(output)
+    let listed = look::list(snapshot, path, true, &mut nodes, &mut append);
+    // What could be had is an archive all the same.
+    if !broken_off {
+        archive.finish().map_err(output)?;
+        archive.get_mut().flush().map_err(output)?;
+    }
+    listed?;
+    match incomplete {
+        Some((path, count)) => Err(not_whole(&path, count)),
+        None => Ok(()),
+    }
 }
 
 #[allow(clippy::too_many_arguments)]

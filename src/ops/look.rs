@@ -11,12 +11,16 @@ use crate::pure::tree::walk::{self, Difference, TreeWalk};
 use crate::repo::index::ChunkPlace;
 use crate::repo::locate::{IndexLocator, Locate, RunLocator};
 use crate::repo::reader::{BlobReader, TreeReader};
-use crate::repo::snapshots::Snapshot;
+use crate::repo::snapshots::{HistoryState, Snapshot};
 use crate::repo::{Repo, RepoError};
-use std::sync::OnceLock;
+use parking_lot::RwLock;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Runs whose import would cost more than this are searched by ranged reads instead, when only a little is wanted.
 const IMPORT_BYTES_MAX: u64 = 4 << 20;
+/// When ranged reads have cost this share of what an import would, the rest is imported: it comes in few large requests.
+const RANGED_SHARE: u64 = 4;
 
 /// How much of a snapshot an operation will read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub enum Appetite {
 pub fn open_reader<'r>(repo: &'r Repo, snapshot: &Snapshot, appetite: Appetite) -> Result<BlobReader<'r>, OpError> {
     let locator: Box<dyn Locate> = match appetite {
         Appetite::Much => {
-            repo.sync_index()?;
+            import(repo)?;
             Box::new(IndexLocator)
         }
         Appetite::Little => {
@@ -43,26 +47,49 @@ pub fn open_reader<'r>(repo: &'r Repo, snapshot: &Snapshot, appetite: Appetite) 
             near.extend_from_slice(&snapshot.manifest.parents);
             Box::new(LazyLocator {
                 near,
-                late: OnceLock::new(),
+                late: RwLock::new(Late::Unasked),
             })
         }
     };
     Ok(BlobReader::new(repo, locator).with_hints(&snapshot.manifest.hints))
 }
 
-/// The local index as it is; when it does not know a chunk, what the repository lists now: imported if that is cheap, else
-/// searched by ranged reads.
+/// The local index as it is; when it does not know a chunk, or what it knows is not there any more, what the repository
+/// lists now: imported if that is cheap, else searched by ranged reads, as long as that is cheaper.
 struct LazyLocator {
     /// Sessions whose runs are asked first.
     near: Vec<SessionId>,
-    late: OnceLock<Option<RunLocator>>,
+    late: RwLock<Late>,
+}
+
+enum Late {
+    /// The local index has done so far.
+    Unasked,
+    /// Searched by ranged reads, until they have cost so many bytes.
+    Runs(Arc<RunLocator>, u64),
+    /// The local index is in sync.
+    Imported,
 }
 
 impl LazyLocator {
-    fn late(&self, repo: &Repo) -> Result<&Option<RunLocator>, RepoError> {
-        if let Some(late) = self.late.get() {
-            return Ok(late);
+    /// Returns the runs to search, or `None` when the local index is in sync.
+    fn late(&self, repo: &Repo) -> Result<Option<Arc<RunLocator>>, RepoError> {
+        if let Some(answer) = self.late.read().answer() {
+            return Ok(answer);
         }
+        let mut late = self.late.write();
+        // Another thread may have been faster.
+        if let Some(answer) = late.answer() {
+            return Ok(answer);
+        }
+        *late = match *late {
+            Late::Unasked => self.first_late(repo)?,
+            _ => import(repo)?,
+        };
+        Ok(late.answer().flatten())
+    }
+
+    fn first_late(&self, repo: &Repo) -> Result<Late, RepoError> {
         // What is found is verified by its own seal and id, so a run serves whether it counts or not.
         let mut runs = repo.valid_runs()?.listed;
         let known = repo.index.known_runs()?;
@@ -71,32 +98,63 @@ impl LazyLocator {
             .filter(|(session, number, _)| !known.contains(&ObjectName::Run(*session, *number).to_string()))
             .map(|(_, _, size)| size)
             .sum();
-        let late = if unseen > IMPORT_BYTES_MAX {
-            let rank = |session: &SessionId| {
-                self.near
-                    .iter()
-                    .position(|near| near == session)
-                    .unwrap_or(self.near.len())
-            };
-            runs.sort_by_key(|(session, number, _)| (rank(session), std::cmp::Reverse(*number)));
-            Some(RunLocator::new(runs))
-        } else {
-            repo.sync_index()?;
-            None
+        if unseen <= IMPORT_BYTES_MAX {
+            return import(repo);
+        }
+        let rank = |session: &SessionId| {
+            self.near
+                .iter()
+                .position(|near| near == session)
+                .unwrap_or(self.near.len())
         };
-        Ok(self.late.get_or_init(|| late))
+        runs.sort_by_key(|(session, number, _)| (rank(session), std::cmp::Reverse(*number)));
+        Ok(Late::Runs(Arc::new(RunLocator::new(runs)), unseen / RANGED_SHARE))
     }
 }
 
-impl Locate for LazyLocator {
-    fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        let copies = repo.index.find_all(id)?;
-        if !copies.is_empty() {
-            return Ok(copies);
+impl Late {
+    /// `None`: not known yet, or too dear by now.
+    fn answer(&self) -> Option<Option<Arc<RunLocator>>> {
+        match self {
+            Late::Runs(runs, bytes_max) if runs.bytes_read() <= *bytes_max => Some(Some(runs.clone())),
+            Late::Imported => Some(None),
+            Late::Unasked | Late::Runs(..) => None,
         }
+    }
+}
+
+/// Brings the local index up to date. Which runs count is said by the outcomes, so these come first: of a snapshot that was
+/// named on a new machine, only its own may have been read.
+fn import(repo: &Repo) -> Result<Late, RepoError> {
+    repo.sync_outcomes(&mut HistoryState::default())?;
+    repo.sync_index()?;
+    Ok(Late::Imported)
+}
+
+impl Locate for LazyLocator {
+    fn copies(
+        &self,
+        repo: &Repo,
+        id: &ChunkId,
+        each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
+    ) -> Result<(), RepoError> {
+        let mut tried = Vec::new();
+        for place in repo.index.find_all(id)? {
+            tried.push((place.pack, place.offset));
+            if each(place).is_break() {
+                return Ok(());
+            }
+        }
+        let mut each_new = |place: ChunkPlace| {
+            if tried.contains(&(place.pack, place.offset)) {
+                ControlFlow::Continue(())
+            } else {
+                each(place)
+            }
+        };
         match self.late(repo)? {
-            Some(runs) => runs.copies(repo, id),
-            None => Ok(repo.index.find_all(id)?),
+            Some(runs) => runs.copies(repo, id, &mut each_new),
+            None => IndexLocator.copies(repo, id, &mut each_new),
         }
     }
 }
@@ -199,9 +257,10 @@ pub fn full_path(root: &Root, tree_key: &[u8]) -> Result<Vec<u8>, RepoError> {
 }
 
 /// Calls `each` with full path and entry for everything at and below a path (only the direct children unless `recursive`).
+/// What is damaged is passed over, and told when everything else has been shown.
 ///
 /// # Errors
-/// When the path is not there, or the repository cannot be read.
+/// When the path is not there, or the repository cannot be read; those of `each`.
 pub fn list(
     snapshot: &Snapshot,
     path: Option<&[u8]>,
@@ -221,6 +280,7 @@ pub fn list(
             })
             .collect(),
     };
+    let mut lost: Option<RepoError> = None;
     for location in locations {
         let root = location.root;
         let prefix = match entry_at(&location, nodes)? {
@@ -235,7 +295,20 @@ pub fn list(
             None => Vec::new(),
         };
         let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
+        loop {
+            let (tree_key, value) = match walk.next(nodes) {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) if error.is_damage() => {
+                    let is_beyond = |key: &Vec<u8>| *key > prefix && !key.starts_with(&prefix);
+                    if walk.skip_failed().first_key.as_ref().is_some_and(is_beyond) {
+                        break;
+                    }
+                    lost.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             if !tree_key.starts_with(&prefix) {
                 break;
             }
@@ -243,11 +316,15 @@ pub fn list(
             if tree_key == [0] && root.kind == RootKind::Posix {
                 continue;
             }
-            let entry = Entry::decode(&value).map_err(RepoError::from)?;
-            each(&full_path(root, &tree_key)?, &entry)?;
+            match Entry::decode(&value) {
+                Ok(entry) => each(&full_path(root, &tree_key)?, &entry)?,
+                Err(error) => {
+                    lost.get_or_insert(error.into());
+                }
+            }
         }
     }
-    Ok(())
+    lost.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn subtree(location: &Location<'_>, recursive: bool) -> Vec<u8> {
@@ -308,40 +385,40 @@ pub fn diff(
             }
             continue;
         };
-        let mut found = Vec::new();
-        walk::diff(
+        let decode = |value: &[u8]| Entry::decode(value).map_err(RepoError::from);
+        let mut show = |difference: Difference| -> Result<(), OpError> {
+            let (Difference::Added { key, .. } | Difference::Removed { key, .. } | Difference::Changed { key, .. }) =
+                &difference;
+            let path = full_path(root, key)?;
+            if !within(&path) {
+                return Ok(());
+            }
+            match &difference {
+                Difference::Added { value, .. } => each(Change::Added, &path, None, Some(&decode(value)?)),
+                Difference::Removed { value, .. } => each(Change::Removed, &path, Some(&decode(value)?), None),
+                Difference::Changed { old, new, .. } => {
+                    let (old, new) = (decode(old)?, decode(new)?);
+                    each(classify(&old, &new), &path, Some(&old), Some(&new))
+                }
+            }
+        };
+        // Shown as they are found: there may be as many as there are files.
+        let mut failed = None;
+        let compared = walk::diff(
             (before.node, before.height),
             (root.node, root.height),
             nodes,
             &mut |difference| {
-                found.push(difference);
-                Ok::<(), RepoError>(())
+                show(difference).map_err(|error| {
+                    failed = Some(error);
+                    RepoError::Interrupted
+                })
             },
-        )?;
-        for difference in found {
-            let decode = |value: &[u8]| Entry::decode(value).map_err(RepoError::from);
-            match difference {
-                Difference::Added { key, value } => {
-                    let path = full_path(root, &key)?;
-                    if within(&path) {
-                        each(Change::Added, &path, None, Some(&decode(&value)?))?;
-                    }
-                }
-                Difference::Removed { key, value } => {
-                    let path = full_path(root, &key)?;
-                    if within(&path) {
-                        each(Change::Removed, &path, Some(&decode(&value)?), None)?;
-                    }
-                }
-                Difference::Changed { key, old, new } => {
-                    let path = full_path(root, &key)?;
-                    if within(&path) {
-                        let (old, new) = (decode(&old)?, decode(&new)?);
-                        each(classify(&old, &new), &path, Some(&old), Some(&new))?;
-                    }
-                }
-            }
+        );
+        if let Some(error) = failed {
+            return Err(error);
         }
+        compared?;
     }
     for root in &old.manifest.roots {
         if new

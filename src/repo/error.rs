@@ -103,6 +103,17 @@ impl RepoError {
     pub fn is_damage(&self) -> bool {
         matches!(self.kind(), Kind::Damage | Kind::Tamper)
     }
+
+    /// Whether the error says that nothing can be had from the store just now.
+    pub fn is_outage(&self) -> bool {
+        let RepoError::Store { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.class,
+            Failure::Transient | Failure::Unreachable | Failure::Cancelled
+        )
+    }
 }
 
 impl Explain for RepoError {

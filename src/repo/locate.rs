@@ -3,33 +3,51 @@
 use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::open::{Repo, store_key};
+use super::recent::Recent;
 use crate::edge::store::Part;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::run::{RunChunk, RunHead};
 use crate::pure::id::{ChunkId, SessionId};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// First read of a run: header, section table and fan-out of almost every run fit.
 const HEAD_BYTES: u64 = 64 << 10;
+/// Heads of runs that are read at once, at most.
+const HEADS_AT_ONCE: usize = 16;
+/// Blocks of chunks that are kept, and as many of packs and slots: some tens of megabytes, however large the index is.
+const BLOCKS_MAX: usize = 256;
 
 /// Finds copies of chunks.
 pub trait Locate: Send + Sync {
-    /// Returns every copy that is known, best first.
+    /// Shows every copy that is known to `each`, best first, until it breaks. What costs more is looked for only when the
+    /// copies before did not do.
     ///
     /// # Errors
     /// When the index or a run cannot be read.
-    fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError>;
+    fn copies(
+        &self,
+        repo: &Repo,
+        id: &ChunkId,
+        each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
+    ) -> Result<(), RepoError>;
 }
 
 /// The local index, in sync with the repository.
 pub struct IndexLocator;
 
 impl Locate for IndexLocator {
-    fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        Ok(repo.index.find_all(id)?)
+    fn copies(
+        &self,
+        repo: &Repo,
+        id: &ChunkId,
+        each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
+    ) -> Result<(), RepoError> {
+        let _ = repo.index.find_all(id)?.into_iter().try_for_each(each);
+        Ok(())
     }
 }
 
@@ -37,16 +55,34 @@ impl Locate for IndexLocator {
 /// that is not verified as a whole is still verified by its own seal and id.
 pub struct RunLocator {
     runs: Vec<RunReader>,
+    /// How many of the runs have been opened, from the first one on.
+    opened: Mutex<usize>,
+    blocks: Mutex<Recent<Section, Arc<Vec<RunChunk>>>>,
+    /// Sealed pack and slot blocks: few, and asked for again and again.
+    sealed: Mutex<Recent<Section, Bytes>>,
+    bytes_read: AtomicU64,
 }
+
+/// A section of a run: the number of the run, and of the section.
+type Section = (usize, usize);
 
 struct RunReader {
     session: SessionId,
     number: u32,
     size: u64,
-    head: Mutex<Option<Arc<RunHead>>>,
-    blocks: Mutex<HashMap<usize, Arc<Vec<RunChunk>>>>,
-    /// Sealed pack and slot blocks by section: few, and asked for again and again.
-    sealed: Mutex<HashMap<usize, bytes::Bytes>>,
+    head: Mutex<Head>,
+}
+
+enum Head {
+    Unread,
+    Read(Arc<RunHead>),
+    Damaged,
+}
+
+impl RunReader {
+    fn name(&self) -> ObjectName {
+        ObjectName::Run(self.session, self.number)
+    }
 }
 
 impl RunLocator {
@@ -58,93 +94,156 @@ impl RunLocator {
                 session,
                 number,
                 size,
-                head: Mutex::new(None),
-                blocks: Mutex::new(HashMap::new()),
-                sealed: Mutex::new(HashMap::new()),
+                head: Mutex::new(Head::Unread),
             })
             .collect();
-        RunLocator { runs }
-    }
-}
-
-impl RunReader {
-    fn name(&self) -> ObjectName {
-        ObjectName::Run(self.session, self.number)
-    }
-
-    fn read(&self, repo: &Repo, range: Range<u64>) -> Result<bytes::Bytes, RepoError> {
-        let end = range.end.min(self.size);
-        repo.store
-            .read(&store_key(&self.name()), Part::Range(range.start..end))
-            .map_err(store_error("reading a part of an index run"))
-    }
-
-    fn head(&self, repo: &Repo) -> Result<Arc<RunHead>, RepoError> {
-        let mut kept = self.head.lock();
-        if let Some(head) = &*kept {
-            return Ok(head.clone());
+        RunLocator {
+            runs,
+            opened: Mutex::new(0),
+            blocks: Mutex::new(Recent::new(BLOCKS_MAX)),
+            sealed: Mutex::new(Recent::new(BLOCKS_MAX)),
+            bytes_read: AtomicU64::new(0),
         }
-        let name = self.name().to_string();
-        let damaged = || object_error("opening", &name);
-        let mut prefix = self.read(repo, 0..HEAD_BYTES)?;
-        let head = match RunHead::parse(&prefix, &name, &repo.keys).map_err(damaged())? {
-            Some(head) => head,
-            None => {
-                let needed = RunHead::prefix_needed(&prefix).map_err(damaged())?;
-                prefix = self.read(repo, 0..needed as u64)?;
-                RunHead::parse(&prefix, &name, &repo.keys)
-                    .map_err(damaged())?
-                    .ok_or_else(|| RepoError::Missing {
-                        object: name.clone(),
-                        why: "it is shorter than its own section table says".into(),
-                    })?
+    }
+
+    /// Returns how many bytes of runs have been read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    fn read(&self, repo: &Repo, run: &RunReader, range: Range<u64>) -> Result<Bytes, RepoError> {
+        let end = range.end.min(run.size);
+        let bytes = repo
+            .store
+            .read(&store_key(&run.name()), Part::Range(range.start..end))
+            .map_err(store_error("reading a part of an index run"))?;
+        self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Opens the heads up to that of run `number`, and when more than one has been needed already, some behind it as well.
+    fn open_heads(&self, repo: &Repo, number: usize) {
+        let mut opened = self.opened.lock();
+        if number < *opened {
+            return;
+        }
+        let ahead = (*opened).clamp(1, HEADS_AT_ONCE);
+        let end = (number + ahead).min(self.runs.len());
+        std::thread::scope(|scope| {
+            for run in &self.runs[*opened..end] {
+                // What fails is tried again, and told, when the run is asked.
+                scope.spawn(move || drop(self.head(repo, run)));
             }
-        };
-        let head = Arc::new(head);
-        *kept = Some(head.clone());
-        Ok(head)
+        });
+        *opened = end;
     }
 
-    fn chunks(&self, repo: &Repo, section: usize, range: Range<u64>) -> Result<Arc<Vec<RunChunk>>, RepoError> {
-        if let Some(block) = self.blocks.lock().get(&section) {
-            return Ok(block.clone());
+    fn head(&self, repo: &Repo, run: &RunReader) -> Result<Arc<RunHead>, RepoError> {
+        let mut kept = run.head.lock();
+        match &*kept {
+            Head::Read(head) => return Ok(head.clone()),
+            Head::Damaged => {
+                return Err(RepoError::Missing {
+                    object: run.name().to_string(),
+                    why: "it cannot be opened".into(),
+                });
+            }
+            Head::Unread => {}
         }
-        let head = self.head(repo)?;
-        let sealed = self.read(repo, range)?;
+        match self.read_head(repo, run) {
+            Ok(head) => {
+                let head = Arc::new(head);
+                *kept = Head::Read(head.clone());
+                Ok(head)
+            }
+            Err(error) => {
+                if error.is_damage() {
+                    *kept = Head::Damaged;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn read_head(&self, repo: &Repo, run: &RunReader) -> Result<RunHead, RepoError> {
+        let name = run.name().to_string();
+        let damaged = || object_error("opening", &name);
+        let mut prefix = self.read(repo, run, 0..HEAD_BYTES)?;
+        if let Some(head) = RunHead::parse(&prefix, &name, &repo.keys).map_err(damaged())? {
+            return Ok(head);
+        }
+        let needed = RunHead::prefix_needed(&prefix).map_err(damaged())?;
+        prefix = self.read(repo, run, 0..needed as u64)?;
+        RunHead::parse(&prefix, &name, &repo.keys)
+            .map_err(damaged())?
+            .ok_or_else(|| RepoError::Missing {
+                object: name.clone(),
+                why: "it is shorter than its own section table says".into(),
+            })
+    }
+
+    fn chunks(
+        &self,
+        repo: &Repo,
+        number: usize,
+        section: usize,
+        range: Range<u64>,
+    ) -> Result<Arc<Vec<RunChunk>>, RepoError> {
+        if let Some(block) = self.blocks.lock().get(&(number, section)) {
+            return Ok(block);
+        }
+        let run = &self.runs[number];
+        let head = self.head(repo, run)?;
+        let sealed = self.read(repo, run, range)?;
         let block = Arc::new(
             head.open_chunks(section, &sealed, &repo.keys)
-                .map_err(object_error("opening", self.name()))?,
+                .map_err(object_error("opening", run.name()))?,
         );
-        self.blocks.lock().insert(section, block.clone());
+        self.blocks.lock().put((number, section), block.clone());
         Ok(block)
     }
 
-    fn sealed_block(&self, repo: &Repo, section: usize, range: Range<u64>) -> Result<bytes::Bytes, RepoError> {
-        if let Some(block) = self.sealed.lock().get(&section) {
-            return Ok(block.clone());
+    fn sealed_block(&self, repo: &Repo, number: usize, section: usize, range: Range<u64>) -> Result<Bytes, RepoError> {
+        if let Some(block) = self.sealed.lock().get(&(number, section)) {
+            return Ok(block);
         }
-        let block = self.read(repo, range)?;
-        self.sealed.lock().insert(section, block.clone());
+        let block = self.read(repo, &self.runs[number], range)?;
+        self.sealed.lock().put((number, section), block.clone());
         Ok(block)
     }
 
-    fn place(&self, repo: &Repo, chunk: &RunChunk) -> Result<ChunkPlace, RepoError> {
-        let damaged = || object_error("opening", self.name());
-        let head = self.head(repo)?;
+    /// Returns the copies that one run knows.
+    fn copies_in(&self, repo: &Repo, number: usize, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
+        let head = self.head(repo, &self.runs[number])?;
+        let mut copies = Vec::new();
+        for (section, range) in head.chunk_blocks(id) {
+            let block = self.chunks(repo, number, section, range)?;
+            let first = block.partition_point(|chunk| chunk.id < *id);
+            for chunk in block[first..].iter().take_while(|chunk| chunk.id == *id) {
+                copies.push(self.place(repo, number, chunk)?);
+            }
+        }
+        Ok(copies)
+    }
+
+    fn place(&self, repo: &Repo, number: usize, chunk: &RunChunk) -> Result<ChunkPlace, RepoError> {
+        let run = &self.runs[number];
+        let damaged = || object_error("opening", run.name());
+        let head = self.head(repo, run)?;
         let (section, range) = head.pack_block(chunk.pack_ix);
-        let sealed = self.sealed_block(repo, section, range)?;
+        let sealed = self.sealed_block(repo, number, section, range)?;
         let (first, packs) = head.open_packs(section, &sealed, &repo.keys).map_err(damaged())?;
         let pack = chunk
             .pack_ix
             .checked_sub(first)
             .and_then(|rank| packs.get(rank as usize))
             .ok_or_else(|| RepoError::Missing {
-                object: self.name().to_string(),
+                object: run.name().to_string(),
                 why: "a chunk names a pack that is not in it".into(),
             })?;
         let mut slots = Vec::new();
         for (section, range) in head.slot_blocks(&pack.slots) {
-            let sealed = self.sealed_block(repo, section, range)?;
+            let sealed = self.sealed_block(repo, number, section, range)?;
             let (first, block) = head.open_slots(section, &sealed, &repo.keys).map_err(damaged())?;
             for (index, slot) in block.iter().enumerate() {
                 if pack.slots.contains(&(first + index as u32)) {
@@ -166,22 +265,28 @@ impl RunReader {
 }
 
 impl Locate for RunLocator {
-    fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        let mut copies = Vec::new();
-        for run in &self.runs {
-            let head = run.head(repo)?;
-            for (section, range) in head.chunk_blocks(id) {
-                let block = run.chunks(repo, section, range)?;
-                let first = block.partition_point(|chunk| chunk.id < *id);
-                for chunk in block[first..].iter().take_while(|chunk| chunk.id == *id) {
-                    copies.push(run.place(repo, chunk)?);
+    /// A run that cannot be opened hides nothing that another one knows: it is told only when all have been asked.
+    fn copies(
+        &self,
+        repo: &Repo,
+        id: &ChunkId,
+        each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
+    ) -> Result<(), RepoError> {
+        let mut damaged = None;
+        for number in 0..self.runs.len() {
+            self.open_heads(repo, number);
+            match self.copies_in(repo, number, id) {
+                Ok(copies) => {
+                    if copies.into_iter().try_for_each(&mut *each).is_break() {
+                        return Ok(());
+                    }
                 }
-            }
-            // One copy is enough to try; the next run is asked only when this one does not open.
-            if !copies.is_empty() {
-                break;
+                Err(error) if error.is_damage() => {
+                    damaged.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(copies)
+        damaged.map_or(Ok(()), Err)
     }
 }

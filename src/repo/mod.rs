@@ -7,6 +7,7 @@ pub mod lock;
 pub mod open;
 pub mod pack_writer;
 pub mod reader;
+mod recent;
 pub mod session;
 pub mod snapshots;
 pub mod sync;

@@ -123,11 +123,22 @@ pub fn create_new(store: &dyn Store, name: &ObjectName, body: Vec<u8>, what: &st
     }
 }
 
-/// Reads a whole object.
+/// Reads a whole object, if it has no more bytes than one of that name can have.
 pub fn read_whole(store: &dyn Store, name: &ObjectName, what: &str) -> Result<Bytes, RepoError> {
     store
-        .read(&store_key(name), Part::Whole)
+        .read(&store_key(name), Part::AtMost(bytes_max(name)))
         .map_err(store_error(format!("reading {what}")))
+}
+
+/// How large an object can be (format-spec chapter 17): whoever can write to the store chooses how large it is.
+fn bytes_max(name: &ObjectName) -> u64 {
+    match name {
+        ObjectName::Config(_) | ObjectName::Protector(..) | ObjectName::Grant(..) => 1 << 20,
+        ObjectName::Run(..) | ObjectName::RunPart(..) => 1 << 30,
+        ObjectName::Pack(..) => 4 << 30,
+        // Public and sealed CBOR of 16 MiB each, and a manifest's frame.
+        _ => 64 << 20,
+    }
 }
 
 /// Makes a repository with one admin key. Nothing counts until the configuration, which is written last.

@@ -5,18 +5,21 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::locate::Locate;
 use super::open::{Repo, store_key};
+use super::recent::Recent;
 use crate::edge::store::Part;
 use crate::pure::crypto::{BlobKey, Slot};
-use crate::pure::format::blob::{self, BlobType, Opened, Opener};
+use crate::pure::format::blob::{self, BlobType, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
 use crate::pure::format::manifest::Hint;
 use crate::pure::format::name::{ObjectName, PackKind};
+use crate::pure::format::pack::HEADER_LEN;
 use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use crate::pure::tree::list::ListSource;
 use crate::pure::tree::walk::NodeSource;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Reads from a remote store are aligned to this, so that chunk lengths do not show on the wire (format-spec chapter 11).
@@ -31,14 +34,9 @@ pub struct BlobReader<'r> {
     repo: &'r Repo,
     locator: Box<dyn Locate + 'r>,
     keys: Mutex<HashMap<Slot, Arc<BlobKey>>>,
-    windows: Mutex<Windows>,
+    /// Aligned windows of packs, by pack and number.
+    windows: Mutex<Recent<(PackId, u64), Bytes>>,
     hints: HashMap<ChunkId, Hint>,
-}
-
-#[derive(Default)]
-struct Windows {
-    by_place: HashMap<(PackId, u64), Bytes>,
-    order: VecDeque<(PackId, u64)>,
 }
 
 /// Returns the store name of the pack that holds a copy.
@@ -53,14 +51,15 @@ impl<'r> BlobReader<'r> {
             repo,
             locator,
             keys: Mutex::new(HashMap::new()),
-            windows: Mutex::new(Windows::default()),
+            windows: Mutex::new(Recent::new(WINDOWS_MAX)),
             hints: HashMap::new(),
         }
     }
 
-    /// Takes over a manifest's hints about where inner nodes lie.
+    /// Takes over a manifest's hints about where inner nodes lie; those that cannot be a place of a frame are ignored.
     pub fn with_hints(mut self, hints: &[Hint]) -> BlobReader<'r> {
-        self.hints = hints.iter().map(|hint| (hint.node, hint.clone())).collect();
+        let possible = hints.iter().filter(|hint| is_possible(hint));
+        self.hints = possible.map(|hint| (hint.node, hint.clone())).collect();
         self
     }
 
@@ -69,17 +68,82 @@ impl<'r> BlobReader<'r> {
         self.repo
     }
 
-    /// Returns every known copy of a chunk, best first.
+    /// Returns the best known copy of each chunk, in the order of `ids`. Where that takes requests, several are made at once.
     ///
     /// # Errors
-    /// [`RepoError::UnknownChunk`] when there is none.
-    pub fn copies(&self, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        let copies = self.locator.copies(self.repo, id)?;
-        if copies.is_empty() {
-            Err(RepoError::UnknownChunk(*id))
-        } else {
-            Ok(copies)
+    /// For each chunk by itself; [`RepoError::UnknownChunk`] when there is none.
+    pub fn first_copies(&self, ids: &[ChunkId]) -> Vec<Result<ChunkPlace, RepoError>> {
+        const AT_ONCE: usize = 8;
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        // Neighbours lie in one block of a run.
+        order.sort_unstable_by_key(|&index| ids[index]);
+        let share = ids.len().div_ceil(AT_ONCE).max(16);
+        let mut places: Vec<Result<ChunkPlace, RepoError>> = ids
+            .iter()
+            .map(|_| Err(RepoError::Internal("a searching thread panicked".into())))
+            .collect();
+        std::thread::scope(|scope| {
+            let find = |part: &[usize]| -> Vec<(usize, Result<ChunkPlace, RepoError>)> {
+                part.iter()
+                    .map(|&index| (index, self.first_copy(&ids[index])))
+                    .collect()
+            };
+            let handles: Vec<_> = order
+                .chunks(share)
+                .map(|part| scope.spawn(move || find(part)))
+                .collect();
+            for (index, place) in handles.into_iter().flat_map(|handle| handle.join().unwrap_or_default()) {
+                places[index] = place;
+            }
+        });
+        places
+    }
+
+    fn first_copy(&self, id: &ChunkId) -> Result<ChunkPlace, RepoError> {
+        let mut found = None;
+        self.locator.copies(self.repo, id, &mut |place| {
+            found = Some(place);
+            ControlFlow::Break(())
+        })?;
+        found.ok_or(RepoError::UnknownChunk(*id))
+    }
+
+    /// Shows the copies of a chunk to `read` until one of them does.
+    fn from_any_copy(
+        &self,
+        id: &ChunkId,
+        mut read: impl FnMut(&ChunkPlace) -> Result<(), RepoError>,
+    ) -> Result<(), RepoError> {
+        let mut done = false;
+        let mut trouble: Option<RepoError> = None;
+        // A copy that could not be asked for may be whole: as long as there is one, nothing is damaged.
+        let weigh = |trouble: &mut Option<RepoError>, error: RepoError| match trouble {
+            Some(kept) if !kept.is_damage() || error.is_damage() => {}
+            _ => *trouble = Some(error),
+        };
+        let searched = self.locator.copies(self.repo, id, &mut |place| match read(&place) {
+            Ok(()) => {
+                done = true;
+                ControlFlow::Break(())
+            }
+            Err(error) => {
+                let is_outage = error.is_outage();
+                weigh(&mut trouble, error);
+                // The other copies lie in the same store.
+                if is_outage {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            }
+        });
+        if done {
+            return Ok(());
         }
+        if let Err(error) = searched {
+            weigh(&mut trouble, error);
+        }
+        Err(trouble.unwrap_or(RepoError::UnknownChunk(*id)))
     }
 
     /// Returns the blob key that the frame's slot wraps.
@@ -149,7 +213,7 @@ impl<'r> BlobReader<'r> {
         )
     }
 
-    /// Reads a range of a pack into `buffer`, which then holds exactly that range.
+    /// Reads a range of a pack into `buffer`, and returns where in the buffer it begins.
     ///
     /// # Errors
     /// When the store does not give it.
@@ -158,7 +222,7 @@ impl<'r> BlobReader<'r> {
         place: &ChunkPlace,
         range: std::ops::Range<u64>,
         buffer: &mut Vec<u8>,
-    ) -> Result<(), RepoError> {
+    ) -> Result<usize, RepoError> {
         let name = store_key(&pack_name(place.kind, place.pack, place.session));
         let length = (range.end - range.start) as usize;
         if self.repo.store.is_local() {
@@ -167,6 +231,7 @@ impl<'r> BlobReader<'r> {
                 .repo
                 .store
                 .read_into(&name, range.start, buffer)
+                .map(|()| 0)
                 .map_err(store_error("reading chunks"));
         }
         let from = range.start / ALIGN * ALIGN;
@@ -182,9 +247,10 @@ impl<'r> BlobReader<'r> {
             .read(&name, Part::Range(from..to))
             .map_err(store_error("reading chunks"))?;
         let skip = (range.start - from) as usize;
-        buffer.clear();
-        buffer.extend_from_slice(&Self::slice(&bytes, skip..skip + length, &name.to_string())?);
-        Ok(())
+        Self::slice(&bytes, skip..skip + length, &name.to_string())?;
+        // Nobody else has these bytes, so they are not copied.
+        *buffer = bytes.into();
+        Ok(skip)
     }
 
     fn slice(bytes: &Bytes, range: std::ops::Range<usize>, object: &str) -> Result<Bytes, RepoError> {
@@ -199,8 +265,8 @@ impl<'r> BlobReader<'r> {
 
     fn window(&self, place: &ChunkPlace, number: u64) -> Result<Bytes, RepoError> {
         let at = (place.pack, number);
-        if let Some(window) = self.windows.lock().by_place.get(&at) {
-            return Ok(window.clone());
+        if let Some(window) = self.windows.lock().get(&at) {
+            return Ok(window);
         }
         let name = store_key(&pack_name(place.kind, place.pack, place.session));
         let from = number * ALIGN;
@@ -210,40 +276,25 @@ impl<'r> BlobReader<'r> {
             .store
             .read(&name, Part::Range(from..to))
             .map_err(store_error("reading a chunk"))?;
-        let mut windows = self.windows.lock();
-        if windows.by_place.insert(at, window.clone()).is_none() {
-            windows.order.push_back(at);
-        }
-        while windows.order.len() > WINDOWS_MAX {
-            if let Some(oldest) = windows.order.pop_front() {
-                windows.by_place.remove(&oldest);
-            }
-        }
+        self.windows.lock().put(at, window.clone());
         Ok(window)
     }
 
     fn forget_windows(&self) {
-        *self.windows.lock() = Windows::default();
+        self.windows.lock().clear();
     }
 
     /// Reads a blob into `out` and verifies it. Tries every copy, each several times before it counts as damaged.
     ///
     /// # Errors
-    /// The error of the last copy, when none opens.
+    /// When no copy opens: what is wrong with the first one, unless another one could not be asked for.
     pub fn read(&self, ty: BlobType, id: &ChunkId, opener: &mut Opener, out: &mut Vec<u8>) -> Result<(), RepoError> {
         if let Some(hint) = self.hints.get(id)
             && self.read_hinted(ty, hint, opener, out)
         {
             return Ok(());
         }
-        let mut last = RepoError::UnknownChunk(*id);
-        for place in self.copies(id)? {
-            match self.read_copy(ty, id, &place, opener, out) {
-                Ok(()) => return Ok(()),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        self.from_any_copy(id, |place| self.read_copy(ty, id, place, opener, out))
     }
 
     /// A hint is advice: when it does not lead to the node, the index is asked.
@@ -320,19 +371,22 @@ impl<'r> BlobReader<'r> {
     /// A base is never itself a delta (depth one), so this does not recurse further.
     fn read_base(&self, base: &ChunkId, opener: &mut Opener) -> Result<Vec<u8>, RepoError> {
         let mut plain = Vec::new();
-        let mut last = RepoError::UnknownChunk(*base);
-        for place in self
-            .copies(base)?
-            .into_iter()
-            .filter(|place| place.stored_as != StoredAs::Delta)
-        {
-            match self.read_copy(BlobType::Data, base, &place, opener, &mut plain) {
-                Ok(()) => return Ok(plain),
-                Err(error) => last = error,
+        self.from_any_copy(base, |place| {
+            if place.stored_as == StoredAs::Delta {
+                return Err(RepoError::UnknownChunk(*base));
             }
-        }
-        Err(last)
+            self.read_copy(BlobType::Data, base, place, opener, &mut plain)
+        })?;
+        Ok(plain)
     }
+}
+
+/// Whether a frame can lie where a hint says. Whoever made the snapshot chose these numbers.
+fn is_possible(hint: &Hint) -> bool {
+    let end = u64::from(hint.offset) + u64::from(hint.len);
+    hint.offset as usize >= HEADER_LEN
+        && (FRAME_OVERHEAD + 1..=STORED_BYTES_MAX).contains(&(hint.len as usize))
+        && end <= u64::from(hint.pack_size)
 }
 
 /// Nodes kept in memory by one tree reader.
@@ -438,6 +492,38 @@ impl From<crate::pure::format::FormatError> for RepoError {
             doing: "reading",
             object: "a tree node".into(),
             source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_that_cannot_be_a_place_are_ignored() {
+        let hint = |offset, len, pack_size| Hint {
+            pack: PackId([1; 16]),
+            offset,
+            len,
+            node: ChunkId([2; 32]),
+            session: SessionId([3; 16]),
+            pack_size,
+            slot: Slot([4; 88]),
+        };
+        assert!(is_possible(&hint(64, 100, 1000)));
+        for (offset, len, pack_size) in [
+            (0, 0, 1000),
+            (0, 100, 1000),
+            (64, 0, 1000),
+            (64, u32::MAX, u32::MAX),
+            (u32::MAX, u32::MAX, u32::MAX),
+            (64, 100, 163),
+        ] {
+            assert!(
+                !is_possible(&hint(offset, len, pack_size)),
+                "{offset} {len} {pack_size}"
+            );
         }
     }
 }

@@ -164,6 +164,8 @@ impl<'r> Session<'r> {
             lock,
             lock_path,
         };
+        // Room taken by writers that were killed. Not to be had is no reason not to go on.
+        let _ = repo.store.sweep();
         session.begin_with(parents.into_iter().collect())?;
         session.adopt()?;
         Ok(session)
@@ -670,7 +672,7 @@ fn next_in_chain(repo: &Repo) -> Result<(u64, Option<ObjectHash>), RepoError> {
         .map(|outcome| (outcome.sequence, outcome.hash));
     let head = repo.index.head(&repo.kid)?;
     Ok(match newest.max(head) {
-        Some((sequence, hash)) => (sequence + 1, Some(hash)),
+        Some((sequence, hash)) => (sequence.saturating_add(1), Some(hash)),
         None => (0, None),
     })
 }

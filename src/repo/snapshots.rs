@@ -291,7 +291,7 @@ impl Repo {
             {
                 for (kid, sequence, _) in &stored.outcome.chain_floors {
                     let floor = floors.entry(*kid).or_default();
-                    *floor = (*floor).max(*sequence + 1);
+                    *floor = (*floor).max(sequence.saturating_add(1));
                 }
             }
             chains

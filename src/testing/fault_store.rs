@@ -188,6 +188,10 @@ impl<S: Store> Store for FaultStore<S> {
         self.run("trying out", &"the store", || self.inner.probe())
     }
 
+    fn sweep(&self) -> Result<u64, StoreError> {
+        self.inner.sweep()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

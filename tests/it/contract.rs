@@ -74,7 +74,6 @@ fn full_server(variable: &str, test: &str) {
             test,
             &StoreOptions {
                 checksum,
-                confirm_writes: true,
                 ..options(&endpoint)
             },
         );
@@ -109,7 +108,6 @@ fn a_store_that_ignores_preconditions_is_found_out_and_still_usable() {
         "rclone",
         &StoreOptions {
             conditional: false,
-            confirm_writes: true,
             ..options(&endpoint)
         },
     );
@@ -431,6 +429,61 @@ fn a_silent_store_is_noticed() {
     ];
     for error in errors {
         assert_eq!(error.expect_err("silence").class, Failure::Transient);
+    }
+}
+
+/// A store that takes every object and says yes, keeps `kept` bytes of each, and answers a PUT with these headers as well.
+fn forgetful(kept: usize, headers: &'static str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let mut request = [0u8; 16384];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let (headers, length) = if request[..length].starts_with(b"PUT") {
+                (headers, 0)
+            } else {
+                ("", kept)
+            };
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nETag: \"1\"\r\nx-amz-request-id: 1\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_store_that_says_nothing_of_the_checksum_is_asked_what_it_kept() {
+    let test = "a_store_that_says_nothing_of_the_checksum_is_asked_what_it_kept";
+    if std::env::var_os("LARDER_TEST_CHILD").is_none() {
+        let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+        return run_as_child(&format!("contract::{test}"), |command| {
+            for key in keys {
+                command.env(key, "key");
+            }
+        });
+    }
+    let create = |endpoint: &str| {
+        let store = S3Store::open("bucket", "", &options(endpoint)).expect("opening");
+        let created = store.create(&key("snap/00"), Bytes::from_static(b"123456789"));
+        (created, store.requests())
+    };
+    // CRC-64/NVME of these nine bytes, from the catalogue of checksums: ae8b14860a799888.
+    let right = "x-amz-checksum-crc64nvme: rosUhgp5mIg=\r\n";
+    let (created, requests) = create(&forgetful(9, right));
+    assert_eq!((created.expect("verified"), requests), (Created::New, 1));
+    let (created, requests) = create(&forgetful(9, ""));
+    assert_eq!((created.expect("the size is right"), requests), (Created::New, 2));
+    for endpoint in [
+        forgetful(5, ""),
+        forgetful(9, "x-amz-checksum-crc64nvme: AAAAAAAAAAA=\r\n"),
+    ] {
+        let error = create(&endpoint).0.expect_err("something else was kept");
+        assert_eq!(error.class, Failure::Permanent, "{error:?}");
+        assert!(error.hint.expect("a hint").contains("cuts"));
     }
 }
 

@@ -143,6 +143,8 @@ impl Place<'_> {
             self.store.read_into(&key, start, &mut buffer).expect("a range");
             assert!(buffer == expected, "{start}..{end} into a buffer");
         }
+        assert_eq!(read(Part::AtMost(size)).expect("not too large"), body);
+        assert_eq!(class(read(Part::AtMost(size - 1))), Failure::Unreadable);
         for length in [1, 128, size - 1, size, size + 1, u64::MAX] {
             let from = size.saturating_sub(length) as usize;
             assert_eq!(

@@ -167,6 +167,10 @@ impl<S: Store> Store for CountingStore<S> {
         self.inner.probe()
     }
 
+    fn sweep(&self) -> Result<u64, StoreError> {
+        self.inner.sweep()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -6,7 +6,7 @@
 
 use super::{
     Abilities, Created, Failure, Listed, Part, Prefix, Stat, Store, StoreError, StoreKey, probe_key, random_name,
-    refuse_empty,
+    refuse_empty, too_large,
 };
 use crate::pure::base::Timestamp;
 use bytes::Bytes;
@@ -42,6 +42,11 @@ const TMP_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Reading a file whole is limited to what an object can be (format-spec, "Limits").
 const OBJECT_BYTES_MAX: u64 = 4 << 30;
 
+/// How often a place that the disk cannot read is tried (I-8): drives and RAIDs often come round.
+const READS_MAX: u32 = 3;
+const BAD_DISK_HINT: &str =
+    "the disk reports an error: look at the kernel's log, and copy the repository to another disk soon";
+
 /// A repository in a directory. Making one touches nothing: a directory that is not there shows as
 /// `Failure::Unreachable` with the first call.
 #[derive(Debug)]
@@ -63,7 +68,7 @@ impl LocalStore {
 
     /// Removes files under `tmp/` that were last written more than 24 hours ago by the file system's own clock, and
     /// returns how many.
-    pub fn sweep_tmp(&self) -> Result<u64, StoreError> {
+    fn sweep_tmp(&self) -> Result<u64, StoreError> {
         let tmp = self.root.join("tmp");
         let probe = tmp.join(random_name()?);
         let now = {
@@ -134,10 +139,11 @@ impl LocalStore {
             | Errno::NETUNREACH
             | Errno::NOTCONN
             | Errno::NODEV => (Failure::Unreachable, Some("is the disk or share still mounted?")),
-            Errno::IO => (
-                Failure::Permanent,
-                Some("the disk reports an error: look at the kernel's log"),
-            ),
+            // A failing disk, if it is still there at all.
+            _ if says_unreadable(errno) && what == "reading" && self.is_there() => {
+                (Failure::Unreadable, Some(BAD_DISK_HINT))
+            }
+            Errno::IO => (Failure::Permanent, Some(BAD_DISK_HINT)),
             _ => (Failure::Permanent, None),
         };
         let error = StoreError::new(what, object, class).caused_by(std::io::Error::from(errno));
@@ -242,7 +248,7 @@ impl LocalStore {
     fn read_exactly(&self, file: &OwnedFd, key: &StoreKey, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         let mut done = 0;
         while done < buffer.len() {
-            match retry_on_intr(|| rustix::io::pread(file, &mut buffer[done..], offset + done as u64)) {
+            match read_patiently(|| rustix::io::pread(file, &mut buffer[done..], offset + done as u64)) {
                 Ok(0) => {
                     return Err(StoreError::new("reading", key, Failure::Protocol).caused_by("the file ends too early"));
                 }
@@ -363,7 +369,8 @@ impl Store for LocalStore {
     fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
         let (file, size, _) = self.open(key)?;
         let (offset, length) = match part {
-            Part::Whole => (0, size),
+            Part::AtMost(limit) if size > limit => return Err(too_large(key, size)),
+            Part::Whole | Part::AtMost(_) => (0, size),
             Part::Suffix(length) => (size - length.min(size), length.min(size)),
             Part::Range(range) if range.start <= range.end && range.end <= size => {
                 (range.start, range.end - range.start)
@@ -381,7 +388,7 @@ impl Store for LocalStore {
         let mut buffer = Vec::with_capacity(length);
         while buffer.len() < length {
             let at = offset + buffer.len() as u64;
-            let count = retry_on_intr(|| rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut buffer), at))
+            let count = read_patiently(|| rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut buffer), at))
                 .map_err(|errno| self.failed("reading", key, errno))?;
             if count == 0 {
                 return Err(StoreError::new("reading", key, Failure::Protocol).caused_by("the file ends too early"));
@@ -532,6 +539,10 @@ impl Store for LocalStore {
         })
     }
 
+    fn sweep(&self) -> Result<u64, StoreError> {
+        self.sweep_tmp()
+    }
+
     fn location(&self) -> String {
         self.root.display().to_string()
     }
@@ -552,6 +563,26 @@ impl LocalStore {
             Ok(created) => Ok(created == Created::New),
             Err(error) if matches!(error.class, Failure::Permanent | Failure::Denied) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether an error number says that the bytes at one place cannot be had: bad sectors, checksums of the file system (btrfs,
+/// ZFS, dm-integrity) that do not fit.
+fn says_unreadable(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::ILSEQ | Errno::NODATA
+    )
+}
+
+/// Reads, and reads again where the disk cannot.
+fn read_patiently(mut read: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno> {
+    let mut attempt = 1;
+    loop {
+        match retry_on_intr(&mut read) {
+            Err(errno) if says_unreadable(errno) && attempt < READS_MAX => attempt += 1,
+            other => return other,
         }
     }
 }
@@ -656,6 +687,7 @@ fn link(file: &OwnedFd, tmp: &Path, path: &Path) -> Result<Created, Errno> {
 mod tests {
     use super::*;
     use crate::edge::store::contract;
+    use crate::pure::base::{Explain, Kind};
     use rustix::fs::{Timespec, Timestamps};
 
     fn store() -> (tempfile::TempDir, LocalStore) {
@@ -830,6 +862,33 @@ mod tests {
         assert_eq!(store.sweep_tmp().expect("sweeping"), 1);
         assert!(tmp.join("new").exists());
         assert_eq!(std::fs::read_dir(&tmp).expect("listing").count(), 1);
+    }
+
+    #[test]
+    fn a_place_that_the_disk_cannot_read_is_tried_again_and_is_damage_of_that_object() {
+        let (_directory, store) = store();
+        for errno in [Errno::IO, Errno::UCLEAN, Errno::BADMSG] {
+            let error = store.failed("reading", "snap/00", errno);
+            assert_eq!((error.class, error.kind()), (Failure::Unreadable, Kind::Damage));
+            assert!(error.hint.is_some_and(|hint| hint.contains("disk")));
+            let error = store.failed("writing", "snap/00", errno);
+            assert_eq!(
+                error.kind(),
+                Kind::Unavailable,
+                "a disk that cannot be written to is no damage"
+            );
+        }
+        let mut answers = vec![Ok(7), Err(Errno::IO), Err(Errno::INTR), Err(Errno::IO)];
+        assert_eq!(read_patiently(|| answers.pop().unwrap()), Ok(7));
+        let mut calls = 0;
+        let failing = || {
+            calls += 1;
+            Err(Errno::IO)
+        };
+        assert_eq!(read_patiently(failing), Err(Errno::IO));
+        assert_eq!(calls, READS_MAX);
+        let absent = LocalStore::new("/proc/nothing", true);
+        assert_eq!(absent.failed("reading", "snap/00", Errno::IO).kind(), Kind::Unavailable);
     }
 
     #[test]

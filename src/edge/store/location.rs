@@ -160,8 +160,6 @@ pub struct StoreOptions {
     pub stall_timeout: Duration,
     /// Whether the store can create an object only if its name is free (`Store::probe`). If not: look, put, compare.
     pub conditional: bool,
-    /// Asks for the size of each object after writing it: for stores that check no checksum.
-    pub confirm_writes: bool,
     pub retry: RetryOptions,
     /// Ends waits between attempts when set.
     pub cancel: Arc<AtomicBool>,
@@ -181,7 +179,6 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             conditional: true,
-            confirm_writes: false,
             retry: RetryOptions::default(),
             cancel: Arc::new(AtomicBool::new(false)),
             meter: Meter::default(),

@@ -2,6 +2,7 @@
 
 use super::{
     Abilities, Created, Failure, Listed, Part, Prefix, Stat, Store, StoreError, StoreKey, probe_key, refuse_empty,
+    too_large,
 };
 use crate::pure::base::Timestamp;
 use bytes::Bytes;
@@ -67,7 +68,8 @@ impl Store for MemoryStore {
             .map(|(body, _)| body.clone())
             .ok_or_else(absent)?;
         match part {
-            Part::Whole => Ok(body),
+            Part::AtMost(limit) if body.len() as u64 > limit => Err(too_large(key, body.len() as u64)),
+            Part::Whole | Part::AtMost(_) => Ok(body),
             Part::Suffix(length) => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX).min(body.len());
                 Ok(body.slice(body.len() - length..))

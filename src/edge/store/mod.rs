@@ -46,6 +46,8 @@ pub struct Stat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Whole,
+    /// The whole object, if it has no more bytes than this; else `Failure::Unreadable`, before they are fetched.
+    AtMost(u64),
     Range(Range<u64>),
     /// The last n bytes (all of a shorter object).
     Suffix(u64),
@@ -99,7 +101,10 @@ pub enum Failure {
     Transient,
     /// The answer breaks the protocol (short body, wrong range, unsorted listing…).
     Protocol,
-    /// Anything that trying again will not cure.
+    /// The store is there, but gives out the bytes of this one object no more: a bad sector, a checksum of the file system
+    /// that does not fit, an archive class, or far too many bytes. Damage of the object, not an outage.
+    Unreadable,
+    /// Anything else that trying again will not cure.
     Permanent,
     /// The call was cancelled by a signal.
     Cancelled,
@@ -135,6 +140,7 @@ impl Explain for StoreError {
         match self.class {
             Failure::Denied => Kind::Auth,
             Failure::Cancelled => Kind::Interrupted,
+            Failure::Unreadable => Kind::Damage,
             _ => Kind::Unavailable,
         }
     }
@@ -184,6 +190,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn prepare(&self) -> Result<(), StoreError>;
     /// Tries out what the store does under `tmp/` and cleans up.
     fn probe(&self) -> Result<Abilities, StoreError>;
+    /// Removes what killed writers left under `tmp/`, where nobody else does that; returns how much.
+    fn sweep(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
     /// How the user addressed it, without secrets.
     fn location(&self) -> String;
     /// Where exact ranges leak nothing and cost nothing (local disks): reads need not be aligned.
@@ -232,6 +242,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     fn probe(&self) -> Result<Abilities, StoreError> {
         (**self).probe()
     }
+    fn sweep(&self) -> Result<u64, StoreError> {
+        (**self).sweep()
+    }
     fn location(&self) -> String {
         (**self).location()
     }
@@ -249,6 +262,15 @@ fn refuse_empty(key: &StoreKey, body: &Bytes) -> Result<(), StoreError> {
         return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("an object is never empty"));
     }
     Ok(())
+}
+
+/// The error for an object that is larger than what its name says can be.
+fn too_large(key: &StoreKey, size: u64) -> StoreError {
+    StoreError::new("reading", key, Failure::Unreadable)
+        .caused_by(format!(
+            "it has {size} bytes, more than an object of that name can have"
+        ))
+        .with_hint("it is not what its name says: somebody may have put it there")
 }
 
 /// A random name for a file or object that is only being tried out or written.

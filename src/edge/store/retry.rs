@@ -370,6 +370,10 @@ impl<S: Store> Store for RetryStore<S> {
         self.persist(|| self.inner.probe())
     }
 
+    fn sweep(&self) -> Result<u64, StoreError> {
+        self.inner.sweep()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -3,6 +3,7 @@
 //! Never trusts: every answer is checked against what was asked (ranges, lengths, order of listings), because between us
 //! and the store there may be proxies, portals and stores that only look like S3. Uploads are single `PutObject`s from
 //! memory, with a checksum of ours: streamed bodies with trailers break several servers, multipart leaves invisible parts.
+//! A store that does not say our checksum back is asked what size it kept.
 //! Retries are `retry.rs`'s; the SDK's own are off, because only the caller knows what an ambiguous failure means.
 
 mod answer;
@@ -10,7 +11,7 @@ mod answer;
 use super::location::{Checksum, Location, StoreOptions};
 use super::{
     Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey, probe_key,
-    refuse_empty,
+    refuse_empty, too_large,
 };
 use crate::pure::base::Timestamp;
 use answer::{ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, is_html, place_answer};
@@ -54,6 +55,7 @@ const EMPTY_PAGES_MAX: u32 = 100;
 /// How many of the last bytes are compared where the store cannot create conditionally.
 const TAIL_BYTES: u64 = 128;
 
+const CUT_HINT: &str = "something between here and the store cuts or changes uploads: look at proxies and size limits";
 const CREDENTIALS_HINT: &str = "no usable credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for \
      temporary ones), or AWS_PROFILE, or run where a role gives them";
 
@@ -70,7 +72,6 @@ pub struct S3Store {
     sign_payload: bool,
     checksum: Checksum,
     conditional: bool,
-    confirm_writes: bool,
     stall_timeout: Duration,
     gate: Gate,
     requests: Arc<AtomicU64>,
@@ -224,6 +225,16 @@ struct Opened {
     etag: Option<String>,
 }
 
+/// What became of a put.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// The store has what was sent: it says its checksum.
+    Verified,
+    /// The store said yes, and nothing about a checksum.
+    Unverified,
+    NameTaken,
+}
+
 /// Whether a put asks for a free name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Condition {
@@ -343,7 +354,6 @@ impl S3Store {
             sign_payload: plain,
             checksum: options.checksum,
             conditional: options.conditional,
-            confirm_writes: options.confirm_writes,
             stall_timeout: options.stall_timeout,
             gate: Gate::new(options.connections),
             requests,
@@ -450,7 +460,7 @@ impl S3Store {
         body: Bytes,
         condition: Condition,
         sum: Option<String>,
-    ) -> Result<Created, StoreError> {
+    ) -> Result<Put, StoreError> {
         let progress = Arc::new(AtomicU64::new(0));
         let mut request = self
             .client
@@ -463,7 +473,7 @@ impl S3Store {
             request = request.if_none_match("*");
         }
         // Ceph checks the sum only if the algorithm is named, too.
-        request = match (self.checksum, sum) {
+        request = match (self.checksum, sum.clone()) {
             (Checksum::Crc64Nvme, Some(sum)) => request
                 .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
                 .checksum_crc64_nvme(sum),
@@ -480,10 +490,24 @@ impl S3Store {
             call = call.disable_payload_signing();
         }
         match self.watched("writing", key, &progress, call.send()).await? {
-            Ok(output) if output.e_tag().is_some() || output.request_id().is_some() => Ok(Created::New),
+            Ok(output) if output.e_tag().is_some() || output.request_id().is_some() => {
+                let echo = match self.checksum {
+                    Checksum::Crc64Nvme => output.checksum_crc64_nvme(),
+                    Checksum::Crc32c => output.checksum_crc32_c(),
+                    Checksum::None => None,
+                };
+                match (echo, sum.as_deref()) {
+                    (Some(echo), Some(sum)) if echo == sum => Ok(Put::Verified),
+                    // Not to be tried again: the name is taken now, and by an object that may look like ours.
+                    (Some(_), Some(_)) => Err(StoreError::new("writing", key, Failure::Permanent)
+                        .caused_by(Said("the store has another checksum than that of what was sent".into()))
+                        .with_hint(CUT_HINT)),
+                    _ => Ok(Put::Unverified),
+                }
+            }
             Ok(_) => Err(not_s3("writing", key)),
             Err(error) => match self.failed("writing", key, error) {
-                (_, Some(412)) if condition == Condition::NameFree => Ok(Created::Exists),
+                (_, Some(412)) if condition == Condition::NameFree => Ok(Put::NameTaken),
                 (error, _) => Err(error),
             },
         }
@@ -520,6 +544,22 @@ impl S3Store {
         Ok(if ours { Created::New } else { Created::Exists })
     }
 
+    /// How many bytes the store has of an object. A put-only writer may list, but not look at it.
+    fn kept_bytes(&self, key: &StoreKey) -> Result<u64, StoreError> {
+        let denied = match self.stat(key) {
+            Err(error) if error.class == Failure::Denied => error,
+            answer => return Ok(answer?.size),
+        };
+        let prefix = Prefix::new(key.as_str()).expect("a key is a prefix");
+        let mut kept = None;
+        self.list(&prefix, &mut |row| {
+            if row.key == *key {
+                kept = Some(row.size);
+            }
+        })?;
+        kept.ok_or(denied)
+    }
+
     /// Asks for a part and checks the head of the answer.
     async fn request_part(&self, key: &StoreKey, part: &Part, etag: Option<&str>) -> Result<Opened, StoreError> {
         match self.try_part(key, part, etag).await {
@@ -553,7 +593,7 @@ impl S3Store {
         etag: Option<&str>,
     ) -> Result<Opened, (StoreError, Option<u16>)> {
         let range = match part {
-            Part::Whole => None,
+            Part::Whole | Part::AtMost(_) => None,
             Part::Range(range) => Some(format!("bytes={}-{}", range.start, range.end - 1)),
             Part::Suffix(length) => Some(format!("bytes=-{length}")),
         };
@@ -632,6 +672,11 @@ impl S3Store {
             None => {
                 partial.bytes.clear();
                 let opened = self.request_part(key, part, None).await?;
+                if let Part::AtMost(limit) = part
+                    && opened.length > *limit
+                {
+                    return Err(too_large(key, opened.length));
+                }
                 if opened.length > OBJECT_BYTES_MAX {
                     return Err(protocol("reading", key, "too large to be an object"));
                 }
@@ -849,23 +894,23 @@ impl Store for S3Store {
             return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("too large for one object"));
         }
         let length = body.len() as u64;
-        let created = if self.conditional {
-            let sum = self.sum(&body);
-            self.run(self.put(key, body, Condition::NameFree, sum))?
-        } else {
-            self.create_unconditionally(key, body)?
-        };
-        if created == Created::New && self.confirm_writes {
-            let kept = self.stat(key)?.size;
-            if kept != length {
-                return Err(StoreError::new("writing", key, Failure::Permanent)
-                    .caused_by(format!("the store kept {kept} of {length} bytes"))
-                    .with_hint(
-                        "something between here and the store cuts uploads off: look at proxies and size limits",
-                    ));
-            }
+        if !self.conditional {
+            return self.create_unconditionally(key, body);
         }
-        Ok(created)
+        let sum = self.sum(&body);
+        match self.run(self.put(key, body, Condition::NameFree, sum))? {
+            Put::NameTaken => return Ok(Created::Exists),
+            Put::Verified => return Ok(Created::New),
+            Put::Unverified => {}
+        }
+        // It may have kept less than was sent, and said yes all the same (I-4).
+        let kept = self.kept_bytes(key)?;
+        if kept != length {
+            return Err(StoreError::new("writing", key, Failure::Permanent)
+                .caused_by(format!("the store kept {kept} of {length} bytes"))
+                .with_hint(CUT_HINT));
+        }
+        Ok(Created::New)
     }
 
     fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
@@ -956,8 +1001,8 @@ impl Store for S3Store {
             let sum = self.sum(&body);
             let put = |key: &StoreKey, condition, sum| self.run(self.put(key, body.clone(), condition, sum));
             let conditional_create = match put(&key, Condition::NameFree, sum.clone()) {
-                Ok(Created::New) => put(&key, Condition::NameFree, sum)? == Created::Exists,
-                Ok(Created::Exists) => false,
+                Ok(Put::NameTaken) => false,
+                Ok(_) => put(&key, Condition::NameFree, sum)? == Put::NameTaken,
                 // Refused for the condition's sake, if it is taken without one.
                 Err(error) if error.class == Failure::Permanent => {
                     let _ = put(&key, Condition::None, sum)?;

@@ -1,6 +1,6 @@
 //! The workers of a restore: fetch runs of neighbouring frames, decode, write, and finish files.
 
-use super::{Outcome, pieces_of};
+use super::{Outcome, check_length, for_each_chunk, read_chunk};
 use crate::ops::{OpError, Progress};
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry};
@@ -12,6 +12,7 @@ use crate::target::TargetError;
 use crate::target::files::{DirHandle, ExistingFile, Meta, OpenTarget, Restored, TargetDir};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -92,7 +93,7 @@ enum Task<'t> {
     /// A file without pieces to fetch: inline, empty, or only holes.
     Whole(Arc<FilePlan<'t>>),
     /// A file of the right size is there: what is right in it is used.
-    Compare(Arc<FilePlan<'t>>, ExistingFile, Vec<(u64, ChunkRef)>),
+    Compare(Arc<FilePlan<'t>>, ExistingFile),
 }
 
 /// What all workers share.
@@ -117,33 +118,45 @@ pub struct Batches<'b, 't> {
 }
 
 impl<'t> Batches<'_, 't> {
-    /// Adds a file with its pieces (without holes).
+    /// Adds a file. Its list of pieces is read along the way, so that files may be larger than memory.
     ///
     /// # Errors
     /// When the run is over.
-    pub fn add(
-        &mut self,
-        file: FilePlan<'t>,
-        pieces: Vec<(u64, ChunkRef)>,
-        existing: Option<ExistingFile>,
-    ) -> Result<(), OpError> {
+    pub fn add(&mut self, file: FilePlan<'t>, lists: &mut TreeReader<'_, '_>) -> Result<(), OpError> {
         let file = Arc::new(file);
-        if let Some(existing) = existing {
-            return self.send(Task::Compare(file, existing, pieces));
-        }
-        if pieces.is_empty() {
-            return self.send(Task::Whole(file));
-        }
-        file.outstanding.fetch_add(pieces.len(), Ordering::AcqRel);
-        self.open_files.push(file.clone());
-        for (offset, piece) in pieces {
+        let mut is_whole = true;
+        let listed = for_each_chunk(&file.entry, lists, &mut |offset, piece| {
+            is_whole = false;
+            file.outstanding.fetch_add(1, Ordering::AcqRel);
             self.bytes += piece.len;
             self.pieces.push((file.clone(), offset, piece));
             if self.pieces.len() >= BATCH_PIECES || self.bytes >= BATCH_BYTES {
                 self.flush()?;
             }
+            Ok(ControlFlow::Continue(()))
+        });
+        match listed {
+            Ok(()) => {}
+            Err(OpError::Repo(error)) => {
+                if !file.broken.swap(true, Ordering::AcqRel) {
+                    self.outcome.repo_error(&file.full, error);
+                }
+            }
+            Err(error) => return Err(error),
         }
+        if is_whole {
+            return self.send(Task::Whole(file));
+        }
+        self.open_files.push(file);
         Ok(())
+    }
+
+    /// Adds a file for which one of the right size is there.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn compare(&mut self, file: FilePlan<'t>, existing: ExistingFile) -> Result<(), OpError> {
+        self.send(Task::Compare(Arc::new(file), existing))
     }
 
     fn send(&self, task: Task<'t>) -> Result<(), OpError> {
@@ -159,19 +172,26 @@ impl<'t> Batches<'_, 't> {
         self.bytes = 0;
         let ids: Vec<ChunkId> = pieces.iter().map(|(_, _, piece)| piece.id).collect();
         let places = self.repo.index.find_many(&ids).map_err(RepoError::from)?;
+        let unknown: Vec<ChunkId> = ids
+            .iter()
+            .zip(&places)
+            .filter(|(_, place)| place.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        let mut searched = self.reader.first_copies(&unknown).into_iter();
         let mut wanted = Vec::with_capacity(pieces.len());
         for ((file, offset, piece), place) in pieces.into_iter().zip(places) {
-            let place = match place {
-                Some(place) => place,
-                None => match self.reader.copies(&piece.id) {
-                    Ok(mut copies) => copies.swap_remove(0),
-                    Err(error) => {
-                        if !file.broken.swap(true, Ordering::AcqRel) {
-                            self.outcome.repo_error(&file.full, error);
-                        }
-                        continue;
+            let place = match place.map(Ok).or_else(|| searched.next()) {
+                Some(Ok(place)) => place,
+                found => {
+                    let error = found.and_then(Result::err).unwrap_or(RepoError::UnknownChunk(piece.id));
+                    if !file.broken.swap(true, Ordering::AcqRel) {
+                        self.outcome.repo_error(&file.full, error);
                     }
-                },
+                    // One piece less to wait for.
+                    file.outstanding.fetch_sub(1, Ordering::AcqRel);
+                    continue;
+                }
             };
             wanted.push(Wanted {
                 file,
@@ -239,6 +259,7 @@ impl<'r, 't> Fetcher<'_, 'r, 't> {
                         opener: Opener::new(),
                         buffer: Vec::new(),
                         plain: Vec::new(),
+                        lists: TreeReader::new(self.reader),
                     };
                     for task in queue {
                         if !self.outcome.is_over() && !self.progress.is_cancelled() {
@@ -271,6 +292,7 @@ struct Worker<'f, 'a, 'r, 't> {
     opener: Opener,
     buffer: Vec<u8>,
     plain: Vec<u8>,
+    lists: TreeReader<'a, 'r>,
 }
 
 impl<'t> Worker<'_, '_, '_, 't> {
@@ -278,7 +300,7 @@ impl<'t> Worker<'_, '_, '_, 't> {
         match task {
             Task::Span(wanted) => self.span(wanted),
             Task::Whole(file) => self.one_done(&file),
-            Task::Compare(file, existing, pieces) => self.compare(&file, &existing, pieces),
+            Task::Compare(file, existing) => self.compare(&file, &existing),
         }
     }
 
@@ -292,7 +314,6 @@ impl<'t> Worker<'_, '_, '_, 't> {
             .fetcher
             .reader
             .fetch_span(&first.place, start..end, &mut self.buffer);
-        let fetched_ok = fetched.is_ok();
         let mut previous: Option<ChunkId> = None;
         for wanted in &wanted {
             if self.fetcher.outcome.is_over() {
@@ -305,10 +326,10 @@ impl<'t> Worker<'_, '_, '_, 't> {
             // Several files may want the same chunk; it is decoded once.
             if previous != Some(wanted.piece.id) {
                 let from = (u64::from(wanted.place.offset) - start) as usize;
-                let frame = self
-                    .buffer
-                    .get(from..from + wanted.place.stored_len as usize)
-                    .filter(|_| fetched_ok);
+                let frame = fetched.as_ref().ok().and_then(|skip| {
+                    self.buffer
+                        .get(skip + from..skip + from + wanted.place.stored_len as usize)
+                });
                 let reader = self.fetcher.reader;
                 let (id, place) = (&wanted.piece.id, &wanted.place);
                 let opened = match frame {
@@ -338,16 +359,8 @@ impl<'t> Worker<'_, '_, '_, 't> {
 
     fn write(&self, wanted: &Wanted<'t>) {
         let file = &wanted.file;
-        if self.plain.len() as u64 != wanted.piece.len {
-            let why = format!("it has {} bytes, the file says {}", self.plain.len(), wanted.piece.len);
-            self.broken(
-                file,
-                RepoError::Missing {
-                    object: format!("chunk {}", wanted.piece.id),
-                    why,
-                },
-            );
-            return;
+        if let Err(error) = check_length(&wanted.piece, &self.plain) {
+            return self.broken(file, error);
         }
         let written = file
             .opened(self.fetcher.target)
@@ -404,8 +417,8 @@ impl<'t> Worker<'_, '_, '_, 't> {
         }
     }
 
-    fn compare(&mut self, file: &Arc<FilePlan<'t>>, existing: &ExistingFile, pieces: Vec<(u64, ChunkRef)>) {
-        match self.compare_and_write(file, existing, pieces) {
+    fn compare(&mut self, file: &Arc<FilePlan<'t>>, existing: &ExistingFile) {
+        match self.compare_and_write(file, existing) {
             Ok(()) => {}
             Err(OpError::Repo(error)) => self.fetcher.outcome.repo_error(&file.full, error),
             Err(OpError::Target(error)) => self.fetcher.outcome.target_error(error),
@@ -416,27 +429,9 @@ impl<'t> Worker<'_, '_, '_, 't> {
     }
 
     /// Keeps a file whose content is right; otherwise writes it anew, taking from it what is right.
-    fn compare_and_write(
-        &mut self,
-        file: &Arc<FilePlan<'t>>,
-        existing: &ExistingFile,
-        pieces: Vec<(u64, ChunkRef)>,
-    ) -> Result<(), OpError> {
+    fn compare_and_write(&mut self, file: &Arc<FilePlan<'t>>, existing: &ExistingFile) -> Result<(), OpError> {
         let fetcher = self.fetcher;
-        let mut wrong = Vec::new();
-        for (offset, piece) in &pieces {
-            if !piece_is_right(fetcher.repo, existing, *offset, piece, &mut self.plain)? {
-                wrong.push((*offset, *piece));
-            }
-        }
-        let inline_right = match file.entry.content() {
-            Some(Content::Inline(bytes)) => {
-                self.plain.resize(bytes.len(), 0);
-                existing.read_at(0, &mut self.plain)? == bytes.len() && self.plain == *bytes
-            }
-            _ => holes_are_right(existing, &pieces, file.entry.size(), &mut self.plain)?,
-        };
-        if wrong.is_empty() && inline_right {
+        if is_right(fetcher.repo, existing, &file.entry, &mut self.lists, &mut self.plain)? {
             let restored = fetcher.target.keep_existing(existing, &file.meta())?;
             fetcher.outcome.update(|report| report.files_unchanged += 1);
             fetcher.progress.file_done(file.entry.size());
@@ -447,22 +442,18 @@ impl<'t> Worker<'_, '_, '_, 't> {
         if let Some(Content::Inline(bytes)) = file.entry.content() {
             open.write_at(0, bytes)?;
         }
-        let mut next_wrong = wrong.iter().peekable();
-        for (offset, piece) in &pieces {
-            if next_wrong.peek().is_some_and(|(at, _)| at == offset) {
-                next_wrong.next();
-                fetcher
-                    .reader
-                    .read(BlobType::Data, &piece.id, &mut self.opener, &mut self.plain)?;
-            } else if !piece_is_right(fetcher.repo, existing, *offset, piece, &mut self.plain)? {
-                // It changed under us; the repository's copy is the one that counts.
-                fetcher
-                    .reader
-                    .read(BlobType::Data, &piece.id, &mut self.opener, &mut self.plain)?;
+        let (plain, opener) = (&mut self.plain, &mut self.opener);
+        for_each_chunk(&file.entry, &mut self.lists, &mut |offset, piece| {
+            if fetcher.progress.is_cancelled() {
+                return Err(OpError::Interrupted);
             }
-            open.write_at(*offset, &self.plain)?;
+            if !piece_is_right(fetcher.repo, existing, offset, &piece, plain)? {
+                read_chunk(fetcher.reader, &piece, opener, plain)?;
+            }
+            open.write_at(offset, plain)?;
             fetcher.progress.bytes.fetch_add(piece.len, Ordering::Relaxed);
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         let restored = open.commit(&file.meta())?;
         fetcher.outcome.update(|report| {
             report.files += 1;
@@ -487,29 +478,24 @@ fn piece_is_right(
     Ok(right)
 }
 
-/// Whether everything between the pieces is zero.
-fn holes_are_right(
-    existing: &ExistingFile,
-    pieces: &[(u64, ChunkRef)],
-    size: u64,
-    buffer: &mut Vec<u8>,
-) -> Result<bool, OpError> {
+/// Whether a stretch of a file is zero. What the file system knows to be a hole is not read: there may be terabytes of it.
+fn is_zero(existing: &ExistingFile, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<bool, TargetError> {
     const STEP: u64 = 1 << 20;
-    let mut at = 0;
-    let ends = pieces
-        .iter()
-        .map(|(offset, piece)| (*offset, offset + piece.len))
-        .chain(std::iter::once((size, size)));
-    for (next, end) in ends {
-        while at < next {
-            let length = STEP.min(next - at);
+    let mut at = range.start;
+    while let Some(data) = existing.data_from(at)?.filter(|data| data.start < range.end) {
+        at = data.start;
+        let end = data.end.min(range.end);
+        while at < end {
+            let length = STEP.min(end - at);
             buffer.resize(length as usize, 0);
             if existing.read_at(at, buffer)? as u64 != length || buffer.iter().any(|byte| *byte != 0) {
                 return Ok(false);
             }
             at += length;
         }
-        at = end;
+        if at >= range.end {
+            break;
+        }
     }
     Ok(true)
 }
@@ -532,13 +518,17 @@ pub fn is_right(
         buffer.resize(bytes.len(), 0);
         return Ok(existing.read_at(0, buffer)? == bytes.len() && buffer == bytes);
     }
-    let pieces = pieces_of(entry, lists)?;
-    for (offset, piece) in &pieces {
-        if !piece_is_right(repo, existing, *offset, piece, buffer)? {
-            return Ok(false);
-        }
-    }
-    holes_are_right(existing, &pieces, entry.size(), buffer)
+    let (mut right, mut at) = (true, 0);
+    for_each_chunk(entry, lists, &mut |offset, piece| {
+        right = is_zero(existing, at..offset, buffer)? && piece_is_right(repo, existing, offset, &piece, buffer)?;
+        at = offset + piece.len;
+        Ok(if right {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        })
+    })?;
+    Ok(right && is_zero(existing, at..entry.size(), buffer)?)
 }
 
 /// Writes one file by itself.
@@ -559,9 +549,10 @@ pub fn write_alone(
         open.write_at(0, bytes)?;
     }
     let mut plain = Vec::new();
-    for (offset, piece) in pieces_of(meta.entry, lists)? {
-        reader.read(BlobType::Data, &piece.id, opener, &mut plain)?;
+    for_each_chunk(meta.entry, lists, &mut |offset, piece| {
+        read_chunk(reader, &piece, opener, &mut plain)?;
         open.write_at(offset, &plain)?;
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(open.commit(meta)?)
 }

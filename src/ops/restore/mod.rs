@@ -10,13 +10,13 @@ mod select;
 use super::look::{self, Appetite, Location, open_reader};
 use super::{OpError, Progress};
 use crate::edge::fs::raise_open_files;
-use crate::pure::format::blob::Opener;
+use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
-use crate::pure::format::manifest::RootKind;
+use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::id::ChunkId;
 use crate::pure::tree::key;
 use crate::pure::tree::list::for_each_piece;
-use crate::pure::tree::walk::TreeWalk;
+use crate::pure::tree::walk::{Skipped, TreeWalk};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
@@ -25,6 +25,7 @@ use crate::target::files::{Decision, DirHandle, LinkSource, Meta, MetaPolicy, Ov
 use fetch::{Fetcher, FilePlan};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -101,6 +102,25 @@ impl Outcome {
         );
     }
 
+    /// A part of the tree cannot be read, so what was in it is known by number at best.
+    fn lost(&self, root: &Root, skipped: &Skipped, error: &RepoError) {
+        let from = skipped
+            .first_key
+            .as_ref()
+            .and_then(|key| look::full_path(root, key).ok());
+        let from = from.as_deref().unwrap_or(&root.path).escape_ascii();
+        let (entries, counted) = match skipped.entries {
+            Some(entries) => (entries, format!("{entries} entries, from")),
+            None => (1, "entries from".to_owned()),
+        };
+        let mut report = self.report.lock();
+        report.damaged_total += entries.max(1);
+        keep(
+            &mut report.damaged,
+            format!("{counted} {from} on: {}", super::check::chain(error)),
+        );
+    }
+
     pub(crate) fn failed(&self, text: String) {
         let mut report = self.report.lock();
         report.failed_total += 1;
@@ -146,20 +166,27 @@ impl Outcome {
     }
 }
 
-/// A directory that gets its metadata at the end.
+/// A directory that gets its metadata at the end. There may be millions, so no more is kept than what has to be.
 struct LaterDir {
-    components: Vec<Vec<u8>>,
-    value: Vec<u8>,
-    /// Root number and key prefix of its children, for `--delete`.
+    /// Path in the target, joined by `/`.
+    path: Box<[u8]>,
+    value: Box<[u8]>,
     root: usize,
-    below: Vec<Vec<u8>>,
 }
 
-/// Another name of a file that this restore writes.
+/// Another name of a file that this restore writes. Its entry is looked up again where it is needed.
 struct LaterLink {
     group: (u64, u64),
-    components: Vec<Vec<u8>>,
-    value: Vec<u8>,
+    /// Path in the target, joined by `/`.
+    path: Box<[u8]>,
+    root: usize,
+}
+
+/// Components of a path in the target.
+fn parts_of(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 /// Restores.
@@ -168,7 +195,7 @@ struct LaterLink {
 /// When the repository cannot be read or the target cannot be used. Damage and refusals are in the report.
 pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
     raise_open_files();
-    let appetite = if options.path.is_some() {
+    let appetite = if options.path.is_some() || options.selection.places().is_some() {
         Appetite::Little
     } else {
         Appetite::Much
@@ -191,7 +218,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     let outcome = Outcome::default();
     if options.dry_run {
         for location in &locations {
-            for_each_selected(location, options, &mut nodes, &mut |_, _, entry, _| {
+            for_each_selected(location, options, &mut nodes, Some(&outcome), &mut |_, _, entry, _| {
                 outcome.update(|report| count(report, entry));
                 Ok(())
             })?;
@@ -224,7 +251,11 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     }
     let mut opener = Opener::new();
     for link in std::mem::take(&mut later.links) {
-        make_link(&reader, &target, &mut nodes, &mut opener, &outcome, &link)?;
+        let location = &locations[link.root];
+        later
+            .kept
+            .try_link(repo, &target, location, options, &mut nodes, &outcome, &link)?;
+        make_link(location, options, &target, &mut nodes, &mut opener, &outcome, &link)?;
     }
     if options.delete {
         for dir in &later.dirs {
@@ -251,6 +282,44 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
 struct Later {
     dirs: Vec<LaterDir>,
     links: Vec<LaterLink>,
+    kept: Kept,
+}
+
+/// Files with several names that were in the target and have been left alone, by device and inode of the source.
+#[derive(Default)]
+struct Kept(HashMap<(u64, u64), Box<[u8]>>);
+
+impl Kept {
+    /// Lets further names link to a file that was left alone, if it holds what the snapshot says; looks at it once.
+    #[allow(clippy::too_many_arguments)]
+    fn try_link(
+        &mut self,
+        repo: &Repo,
+        target: &TargetDir,
+        location: &Location<'_>,
+        options: &Options,
+        nodes: &mut TreeReader<'_, '_>,
+        outcome: &Outcome,
+        link: &LaterLink,
+    ) -> Result<(), OpError> {
+        let Some(path) = self.0.remove(&link.group) else {
+            return Ok(());
+        };
+        let parts = parts_of(&path);
+        let Some((name, parents)) = parts.split_last() else {
+            return Ok(());
+        };
+        let opened = target
+            .open_dir(parents)
+            .and_then(|dir| target.open_existing(&dir, name));
+        if let Ok(Some(existing)) = opened
+            && let Ok(entry) = entry_of(location, options, &link.path, nodes)
+            && fetch::is_right(repo, &existing, &entry, nodes, &mut Vec::new())?
+        {
+            outcome.links.lock().insert(link.group, existing.link_source());
+        }
+        Ok(())
+    }
 }
 
 fn count(report: &mut Report, entry: &Entry) {
@@ -292,53 +361,72 @@ fn components_of(location: &Location<'_>, options: &Options, tree_key: &[u8]) ->
 }
 
 /// Calls `each` with components in the target, full path, entry and stored value for every selected entry of a location.
+/// Only what can be selected is read. What cannot be read is told to `outcome`, where there is one, and passed over.
+#[allow(clippy::type_complexity)]
 fn for_each_selected(
     location: &Location<'_>,
     options: &Options,
     nodes: &mut TreeReader<'_, '_>,
+    outcome: Option<&Outcome>,
     each: &mut dyn FnMut(Vec<Vec<u8>>, &[u8], &Entry, &[u8]) -> Result<(), OpError>,
 ) -> Result<(), OpError> {
     let root = location.root;
     let own_key = look::key_of(location);
-    let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
     let is_path_tree = !matches!(root.kind, RootKind::StreamSet | RootKind::ObjectMap);
-    let mut ranges: Vec<Vec<u8>> = Vec::new();
-    let whole = location.below.is_empty();
-    if whole {
-        ranges.push(Vec::new());
-    } else {
-        let entry = look::entry_at(location, nodes)?;
-        if let Some(entry) = entry {
-            let mut value = Vec::new();
-            entry.encode(&mut value);
-            let full = look::full_path(root, &own_key)?;
-            let is_dir = entry.kind == EntryKind::Dir;
-            let mut components = components_of(location, options, &own_key)?;
-            if is_dir {
-                components.clear();
-            }
-            if options.selection.accepts(&full, is_dir) {
-                each(components, &full, &entry, &value)?;
-            }
-            if is_dir && is_path_tree {
-                ranges.push(key::subtree_prefix(&parts));
-            }
+    let mut below = Vec::new();
+    if !location.below.is_empty() {
+        // A path that is not there is an error, whatever is selected.
+        let is_dir = look::entry_at(location, nodes)?.is_some_and(|entry| entry.kind == EntryKind::Dir);
+        below.push(Wanted::One(own_key.clone()));
+        if is_dir && is_path_tree {
+            let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
+            below.push(Wanted::Below(key::subtree_prefix(&parts)));
         }
+    } else {
+        below.push(Wanted::Below(Vec::new()));
     }
-    for prefix in ranges {
-        let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
-            if !tree_key.starts_with(&prefix) {
+    let wanted = match options.selection.places() {
+        Some(places) if is_path_tree => narrowed(location, places).unwrap_or(below),
+        _ => below,
+    };
+    for wanted in wanted {
+        let mut walk = TreeWalk::new(root.node, root.height, wanted.start());
+        loop {
+            let (tree_key, value) = match walk.next(nodes) {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) if error.is_damage() => {
+                    let skipped = walk.skip_failed();
+                    let is_beyond = |key: &Vec<u8>| key.as_slice() > wanted.start() && !wanted.contains(key);
+                    if skipped.first_key.as_ref().is_some_and(is_beyond) {
+                        break;
+                    }
+                    if let Some(outcome) = outcome {
+                        outcome.lost(root, &skipped, &error);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if !wanted.contains(&tree_key) {
                 break;
             }
-            let entry = Entry::decode(&value).map_err(RepoError::from)?;
             let full = look::full_path(root, &tree_key)?;
+            let entry = match Entry::decode(&value) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    if let Some(outcome) = outcome {
+                        outcome.damaged(&full, &RepoError::from(error));
+                    }
+                    continue;
+                }
+            };
             let is_dir = entry.kind == EntryKind::Dir;
             if !options.selection.accepts(&full, is_dir) {
                 continue;
             }
             let mut components = components_of(location, options, &tree_key)?;
-            // The contents of the root are wanted, so the root itself is the target.
+            // The contents of the directory are wanted, so the directory itself is the target.
             if options.path.is_some() && is_dir && tree_key == own_key && is_path_tree {
                 components.clear();
             }
@@ -346,6 +434,47 @@ fn for_each_selected(
         }
     }
     Ok(())
+}
+
+/// A part of a tree, by its keys.
+enum Wanted {
+    /// The entry with this key.
+    One(Vec<u8>),
+    /// Everything whose key begins so.
+    Below(Vec<u8>),
+}
+
+impl Wanted {
+    fn start(&self) -> &[u8] {
+        match self {
+            Wanted::One(key) | Wanted::Below(key) => key,
+        }
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        match self {
+            Wanted::One(one) => key == one,
+            Wanted::Below(prefix) => key.starts_with(prefix),
+        }
+    }
+}
+
+/// The parts of a location that lie at or below one of `places` (full paths, none below another); `None`: all of it.
+fn narrowed(location: &Location<'_>, places: &[Vec<Vec<u8>>]) -> Option<Vec<Wanted>> {
+    let root = look::split_path(&location.root.path);
+    let here: Vec<Vec<u8>> = root.iter().chain(&location.below).cloned().collect();
+    let mut wanted = Vec::new();
+    for place in places {
+        if here.starts_with(place) {
+            return None;
+        }
+        if place.starts_with(&here) {
+            let below: Vec<&[u8]> = place[root.len()..].iter().map(Vec::as_slice).collect();
+            wanted.push(Wanted::One(key::from_components(&below)));
+            wanted.push(Wanted::Below(key::subtree_prefix(&below)));
+        }
+    }
+    Some(wanted)
 }
 
 /// Makes everything that is not a regular file, and hands files over.
@@ -364,137 +493,193 @@ fn place<'t>(
     let mut list_nodes = TreeReader::new(nodes.blobs());
     let mut opener = Opener::new();
     let reader = nodes.blobs();
-    for_each_selected(location, options, nodes, &mut |components, full, entry, value| {
-        if outcome.is_over() {
-            return Err(OpError::Interrupted);
-        }
-        let parts: Vec<&[u8]> = components.iter().map(Vec::as_slice).collect();
-        if entry.attributes.incomplete.is_some() {
-            outcome.failed(format!(
-                "{}: it could not be read completely when it was backed up",
-                full.escape_ascii()
-            ));
-        }
-        if entry.attributes.unknown.iter().any(|(tag, _)| tag % 2 == 1) {
-            outcome.failed(format!(
-                "{}: it has attributes that this version does not know",
-                full.escape_ascii()
-            ));
-        }
-        if entry.kind == EntryKind::Dir {
-            match target.make_dir(&parts) {
-                Ok(_) => {
-                    outcome.update(|report| report.dirs += 1);
-                    let below = location_below(location, options, &components);
-                    later.dirs.push(LaterDir {
-                        components: components.clone(),
-                        value: value.to_vec(),
-                        root: number,
-                        below,
-                    });
-                }
-                Err(error) => outcome.target_error(error),
+    for_each_selected(
+        location,
+        options,
+        nodes,
+        Some(outcome),
+        &mut |components, full, entry, value| {
+            if outcome.is_over() {
+                return Err(OpError::Interrupted);
             }
-            return Ok(());
-        }
-        let Some((name, parents)) = parts.split_last() else {
-            return Err(OpError::Usage(
-                "the root of this snapshot has no name to restore it under".into(),
-            ));
-        };
-        let dir = match target.make_dir(parents) {
-            Ok(dir) => dir,
-            Err(error) => {
-                outcome.target_error(error);
-                return Ok(());
+            let parts: Vec<&[u8]> = components.iter().map(Vec::as_slice).collect();
+            if entry.attributes.incomplete.is_some() {
+                outcome.failed(format!(
+                    "{}: it could not be read completely when it was backed up",
+                    full.escape_ascii()
+                ));
             }
-        };
-        if let Some(link) = entry.attributes.hard_link {
-            let group = (link.device, entry.ino);
-            if !groups.insert(group) {
-                later.links.push(LaterLink {
-                    group,
-                    components: components.clone(),
-                    value: value.to_vec(),
-                });
-                return Ok(());
+            if entry.attributes.unknown.iter().any(|(tag, _)| tag % 2 == 1) {
+                outcome.failed(format!(
+                    "{}: it has attributes that this version does not know",
+                    full.escape_ascii()
+                ));
             }
-        }
-        let large = match large_xattrs(reader, entry, &mut list_nodes, &mut opener) {
-            Ok(large) => large,
-            Err(error) => {
-                outcome.repo_error(full, error);
-                return Ok(());
-            }
-        };
-        match &entry.kind {
-            EntryKind::File { .. } | EntryKind::Stream { .. } | EntryKind::Object { .. } => {
-                let pieces = match pieces_of(entry, &mut list_nodes) {
-                    Ok(pieces) => pieces,
-                    Err(error) => {
-                        outcome.repo_error(full, error);
-                        return Ok(());
-                    }
-                };
-                match target.decide(&dir, name, entry) {
-                    Ok(Decision::Keep) => outcome.update(|report| report.files_unchanged += 1),
-                    Ok(Decision::Write) => {
-                        files.add(FilePlan::new(full, entry.clone(), dir, name, large), pieces, None)?;
-                    }
-                    Ok(Decision::Compare(existing)) => {
-                        files.add(
-                            FilePlan::new(full, entry.clone(), dir, name, large),
-                            pieces,
-                            Some(existing),
-                        )?;
+            if entry.kind == EntryKind::Dir {
+                match target.make_dir(&parts) {
+                    Ok(_) => {
+                        outcome.update(|report| report.dirs += 1);
+                        later.dirs.push(LaterDir {
+                            path: components.join(&b'/').into(),
+                            value: value.into(),
+                            root: number,
+                        });
                     }
                     Err(error) => outcome.target_error(error),
                 }
+                return Ok(());
             }
-            _ => match target.make_node(
-                &dir,
-                name,
-                &Meta {
-                    entry,
-                    large_xattrs: &large,
-                },
-            ) {
-                Ok(restored) => {
-                    outcome.update(|report| report.others += 1);
-                    outcome.restored(entry, restored);
+            let Some((name, parents)) = parts.split_last() else {
+                return Err(OpError::Usage(
+                    "the root of this snapshot has no name to restore it under".into(),
+                ));
+            };
+            let dir = match target.make_dir(parents) {
+                Ok(dir) => dir,
+                Err(error) => {
+                    outcome.target_error(error);
+                    return Ok(());
                 }
-                Err(error) => outcome.target_error(error),
-            },
-        }
-        Ok(())
-    })?;
+            };
+            if let Some(link) = entry.attributes.hard_link {
+                let group = (link.device, entry.ino);
+                if !groups.insert(group) {
+                    later.links.push(LaterLink {
+                        group,
+                        path: components.join(&b'/').into(),
+                        root: number,
+                    });
+                    return Ok(());
+                }
+            }
+            let large = match large_xattrs(reader, entry, &mut list_nodes, &mut opener) {
+                Ok(large) => large,
+                Err(error) => {
+                    outcome.repo_error(full, error);
+                    return Ok(());
+                }
+            };
+            match &entry.kind {
+                EntryKind::File { .. } | EntryKind::Stream { .. } | EntryKind::Object { .. } => {
+                    match target.decide(&dir, name, entry) {
+                        Ok(Decision::Keep) => {
+                            outcome.update(|report| report.files_unchanged += 1);
+                            if let Some(link) = entry.attributes.hard_link {
+                                let path = components.join(&b'/').into();
+                                later.kept.0.insert((link.device, entry.ino), path);
+                            }
+                        }
+                        Ok(Decision::Write) => {
+                            let file = FilePlan::new(full, entry.clone(), dir, name, large);
+                            files.add(file, &mut list_nodes)?;
+                        }
+                        Ok(Decision::Compare(existing)) => {
+                            let file = FilePlan::new(full, entry.clone(), dir, name, large);
+                            files.compare(file, existing)?;
+                        }
+                        Err(error) => outcome.target_error(error),
+                    }
+                }
+                _ => match target.make_node(
+                    &dir,
+                    name,
+                    &Meta {
+                        entry,
+                        large_xattrs: &large,
+                    },
+                ) {
+                    Ok(restored) => {
+                        outcome.update(|report| report.others += 1);
+                        outcome.restored(entry, restored);
+                    }
+                    Err(error) => outcome.target_error(error),
+                },
+            }
+            Ok(())
+        },
+    )?;
     Ok(())
 }
 
-/// Components below the location's root of a directory that goes to `components` in the target.
-fn location_below(location: &Location<'_>, options: &Options, components: &[Vec<u8>]) -> Vec<Vec<u8>> {
+/// Components below the location's root of what goes to this path in the target.
+fn location_below(location: &Location<'_>, options: &Options, path: &[u8]) -> Vec<Vec<u8>> {
+    let components = parts_of(path).into_iter().map(<[u8]>::to_vec);
     if options.path.is_none() {
         let skip = look::split_path(&location.root.path).len();
-        return components.get(skip..).unwrap_or_default().to_vec();
+        return components.skip(skip).collect();
     }
-    let mut below = location.below.clone();
-    below.extend_from_slice(components);
-    below
+    location.below.iter().cloned().chain(components).collect()
 }
 
-/// Every piece of a file with its offset, holes left out.
-pub(crate) fn pieces_of(entry: &Entry, nodes: &mut TreeReader<'_, '_>) -> Result<Vec<(u64, ChunkRef)>, RepoError> {
-    let mut pieces = Vec::new();
-    if let Some(content) = entry.content() {
-        let size = entry.size();
-        for_each_piece(content, size, 0..size, nodes, &mut |offset, piece| {
-            if piece.id != ChunkId::HOLE {
-                pieces.push((offset, piece));
-            }
-            Ok::<(), RepoError>(())
-        })?;
+/// Looks up the entry of what goes to this path in the target.
+fn entry_of(
+    location: &Location<'_>,
+    options: &Options,
+    path: &[u8],
+    nodes: &mut TreeReader<'_, '_>,
+) -> Result<Entry, OpError> {
+    let there = Location {
+        root: location.root,
+        below: location_below(location, options, path),
+    };
+    look::entry_at(&there, nodes)?.ok_or_else(|| OpError::Usage("the root of this snapshot has no entry".into()))
+}
+
+/// Calls `each` for every chunk of a file with its offset, holes left out, until it breaks. The list of chunks is never in
+/// memory as a whole.
+///
+/// # Errors
+/// Those of `each`, and when the list cannot be read.
+pub(crate) fn for_each_chunk(
+    entry: &Entry,
+    nodes: &mut TreeReader<'_, '_>,
+    each: &mut dyn FnMut(u64, ChunkRef) -> Result<ControlFlow<()>, OpError>,
+) -> Result<(), OpError> {
+    let Some(content) = entry.content() else {
+        return Ok(());
+    };
+    let size = entry.size();
+    let mut ended: Option<Result<(), OpError>> = None;
+    let walked = for_each_piece(content, size, 0..size, nodes, &mut |offset, piece| {
+        if piece.id == ChunkId::HOLE {
+            return Ok(());
+        }
+        let end = match each(offset, piece) {
+            Ok(ControlFlow::Continue(())) => return Ok(()),
+            Ok(ControlFlow::Break(())) => Ok(()),
+            Err(error) => Err(error),
+        };
+        ended = Some(end);
+        Err(RepoError::Interrupted)
+    });
+    match ended {
+        Some(end) => end,
+        None => Ok(walked?),
     }
-    Ok(pieces)
+}
+
+/// Reads a chunk that must have the length that the file says.
+///
+/// # Errors
+/// When it cannot be read or has another length.
+pub(crate) fn read_chunk(
+    reader: &BlobReader<'_>,
+    piece: &ChunkRef,
+    opener: &mut Opener,
+    plain: &mut Vec<u8>,
+) -> Result<(), RepoError> {
+    reader.read(BlobType::Data, &piece.id, opener, plain)?;
+    check_length(piece, plain)
+}
+
+fn check_length(piece: &ChunkRef, plain: &[u8]) -> Result<(), RepoError> {
+    if plain.len() as u64 == piece.len {
+        return Ok(());
+    }
+    Err(RepoError::Missing {
+        object: format!("chunk {}", piece.id),
+        why: format!("it has {} bytes, the file says {}", plain.len(), piece.len),
+    })
 }
 
 /// Reads attribute values that are stored out of line.
@@ -511,7 +696,7 @@ fn large_xattrs(
     Ok(values)
 }
 
-/// Reads a whole content into memory; for small things.
+/// Reads a whole content into memory; for extended attributes, which no system has larger than 64 KiB.
 pub(crate) fn read_content(
     reader: &BlobReader<'_>,
     content: &Content,
@@ -519,8 +704,16 @@ pub(crate) fn read_content(
     nodes: &mut TreeReader<'_, '_>,
     opener: &mut Opener,
 ) -> Result<Vec<u8>, RepoError> {
+    /// With room for systems to come; a size from outside must not decide how much memory is taken.
+    const BYTES_MAX: u64 = 1 << 20;
     if let Content::Inline(bytes) = content {
         return Ok(bytes.clone());
+    }
+    if size > BYTES_MAX {
+        return Err(RepoError::Missing {
+            object: "an extended attribute".into(),
+            why: format!("it is said to have {size} bytes, and none is that large"),
+        });
     }
     let mut pieces = Vec::new();
     for_each_piece(content, size, 0..size, nodes, &mut |_, piece| {
@@ -533,7 +726,7 @@ pub(crate) fn read_content(
         if piece.id == ChunkId::HOLE {
             bytes.resize(bytes.len() + piece.len as usize, 0);
         } else {
-            reader.read(crate::pure::format::blob::BlobType::Data, &piece.id, opener, &mut plain)?;
+            read_chunk(reader, &piece, opener, &mut plain)?;
             bytes.extend_from_slice(&plain);
         }
     }
@@ -542,14 +735,16 @@ pub(crate) fn read_content(
 
 /// Gives a further name to a file that has been restored; where that is not possible, writes its content once more.
 fn make_link(
-    reader: &BlobReader<'_>,
+    location: &Location<'_>,
+    options: &Options,
     target: &TargetDir,
     nodes: &mut TreeReader<'_, '_>,
     opener: &mut Opener,
     outcome: &Outcome,
     link: &LaterLink,
 ) -> Result<(), OpError> {
-    let parts: Vec<&[u8]> = link.components.iter().map(Vec::as_slice).collect();
+    let reader = nodes.blobs();
+    let parts = parts_of(&link.path);
     let Some((name, parents)) = parts.split_last() else {
         return Ok(());
     };
@@ -567,9 +762,18 @@ fn make_link(
         outcome.update(|report| report.files += 1);
         return Ok(());
     }
-    let entry = Entry::decode(&link.value).map_err(RepoError::from)?;
-    let full = link.components.join(&b'/');
-    let large = large_xattrs(reader, &entry, nodes, opener)?;
+    let found = entry_of(location, options, &link.path, nodes).and_then(|entry| {
+        let large = large_xattrs(reader, &entry, nodes, opener)?;
+        Ok((entry, large))
+    });
+    let (entry, large) = match found {
+        Ok(found) => found,
+        Err(OpError::Repo(error)) => {
+            outcome.repo_error(&link.path, error);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let meta = Meta {
         entry: &entry,
         large_xattrs: &large,
@@ -590,7 +794,7 @@ fn make_link(
             });
             outcome.restored(&entry, restored);
         }
-        Err(OpError::Repo(error)) => outcome.repo_error(&full, error),
+        Err(OpError::Repo(error)) => outcome.repo_error(&link.path, error),
         Err(OpError::Target(error)) => outcome.target_error(error),
         Err(error) => return Err(error),
     }
@@ -606,18 +810,27 @@ fn delete_unlisted(
     outcome: &Outcome,
 ) -> Result<(), OpError> {
     let root = location.root;
-    let below: Vec<&[u8]> = dir.below.iter().map(Vec::as_slice).collect();
+    let below = location_below(location, options, &dir.path);
+    let below: Vec<&[u8]> = below.iter().map(Vec::as_slice).collect();
+    let full = look::full_path(root, &key::from_components(&below))?;
     let prefix = key::children_prefix(&below);
     let mut names: HashSet<Vec<u8>> = HashSet::new();
     let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-    while let Some((tree_key, _)) = walk.next(nodes)? {
-        match tree_key.strip_prefix(prefix.as_slice()) {
-            Some(name) => names.insert(name.to_vec()),
-            None => break,
+    loop {
+        match walk.next(nodes) {
+            Ok(Some((tree_key, _))) => match tree_key.strip_prefix(prefix.as_slice()) {
+                Some(name) => names.insert(name.to_vec()),
+                None => break,
+            },
+            Ok(None) => break,
+            Err(error) => {
+                // Without the whole list nothing may go.
+                outcome.repo_error(&full, error);
+                return Ok(());
+            }
         };
     }
-    let full = look::full_path(root, &key::from_components(&below))?;
-    let parts: Vec<&[u8]> = dir.components.iter().map(Vec::as_slice).collect();
+    let parts = parts_of(&dir.path);
     let handle = match target.open_dir(&parts) {
         Ok(handle) => handle,
         Err(error) => {
@@ -654,11 +867,11 @@ fn finish_dir(
     let large = match large_xattrs(reader, &entry, nodes, opener) {
         Ok(large) => large,
         Err(error) => {
-            outcome.repo_error(&dir.components.join(&b'/'), error);
+            outcome.repo_error(&dir.path, error);
             return Ok(());
         }
     };
-    let parts: Vec<&[u8]> = dir.components.iter().map(Vec::as_slice).collect();
+    let parts = parts_of(&dir.path);
     let result = target.open_dir(&parts).and_then(|handle| {
         target.set_meta(
             &handle,
@@ -688,7 +901,8 @@ fn verify(
     let mut lists = TreeReader::new(nodes.blobs());
     let mut buffer = Vec::new();
     for location in locations {
-        for_each_selected(location, options, nodes, &mut |components, full, entry, _| {
+        // What cannot be read has been told by the restore itself.
+        for_each_selected(location, options, nodes, None, &mut |components, full, entry, _| {
             if progress.is_cancelled() {
                 return Err(OpError::Interrupted);
             }
@@ -703,7 +917,11 @@ fn verify(
                 .open_dir(parents)
                 .and_then(|dir| target.open_existing(&dir, name));
             let fine = match existing {
-                Ok(Some(existing)) => fetch::is_right(repo, &existing, entry, &mut lists, &mut buffer)?,
+                Ok(Some(existing)) => match fetch::is_right(repo, &existing, entry, &mut lists, &mut buffer) {
+                    Ok(right) => right,
+                    Err(OpError::Repo(error)) if error.is_damage() => false,
+                    Err(error) => return Err(error),
+                },
                 Ok(None) => false,
                 Err(error) => {
                     outcome.target_error(error);
@@ -722,4 +940,44 @@ fn verify(
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::store::memory::MemoryStore;
+    use crate::pure::crypto::{Secret, kdf::Cost};
+    use crate::repo::locate::IndexLocator;
+    use crate::repo::open::{Credential, LocalOptions, connect, init};
+
+    #[test]
+    fn the_size_of_an_attribute_does_not_decide_how_much_memory_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemoryStore::new());
+        let credential = Credential::KeyFile(Secret::new([7; 32]));
+        init(&*store, &credential, Cost::DEFAULT).unwrap();
+        let options = LocalOptions {
+            cache_dir: dir.path().into(),
+            filter_bytes_max: 1 << 20,
+            node_cache_bytes_max: 1 << 20,
+        };
+        let repo = connect(store, options).unwrap().unlock(&credential).unwrap();
+        let reader = BlobReader::new(&repo, Box::new(IndexLocator));
+        let mut nodes = TreeReader::new(&reader);
+        let mut read = |size: u64| {
+            let hole = ChunkRef {
+                id: ChunkId::HOLE,
+                len: size,
+            };
+            read_content(
+                &reader,
+                &Content::Chunks(vec![hole]),
+                size,
+                &mut nodes,
+                &mut Opener::new(),
+            )
+        };
+        assert_eq!(read(65_536).unwrap(), vec![0; 65_536]);
+        assert!(read(1 << 62).unwrap_err().is_damage());
+    }
 }

@@ -48,6 +48,27 @@ struct Link {
     totals: Option<(u64, u64)>,
 }
 
+/// What a walk has passed over because it could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// The node that could not be opened; `None` for the rest of a leaf that is malformed.
+    pub node: Option<ChunkId>,
+    /// The first key in it, or one before; `None` for the whole tree.
+    pub first_key: Option<Vec<u8>>,
+    /// How many entries are in it, where that is known.
+    pub entries: Option<u64>,
+}
+
+impl Link {
+    fn skipped(&self) -> Skipped {
+        Skipped {
+            node: Some(self.id),
+            first_key: self.first_key.clone(),
+            entries: self.totals.map(|(entries, _)| entries),
+        }
+    }
+}
+
 enum Frame {
     Inner {
         children: Vec<Link>,
@@ -137,24 +158,26 @@ impl TreeWalk {
         self.seek_started(key, source)
     }
 
-    /// Goes on behind the node, or the rest of the leaf, at which the last call failed; returns its id if it is a node
-    /// that could not be opened. To be called after an error only.
-    pub fn skip_failed(&mut self) -> Option<ChunkId> {
+    /// Goes on behind the node, or the rest of the leaf, at which the last call failed. To be called after an error only.
+    pub fn skip_failed(&mut self) -> Skipped {
         if !self.started {
             self.started = true;
-            return Some(self.root.id);
+            return self.root.skipped();
         }
         match self.stack.last_mut() {
             Some(Frame::Inner { children, next }) => {
-                let skipped = children.get(*next).map(|link| link.id);
+                let skipped = children.get(*next).map_or_else(Skipped::default, Link::skipped);
                 *next = next.saturating_add(1).min(children.len());
                 skipped
             }
             Some(Frame::Leaf { .. }) => {
                 self.leave_leaf();
-                None
+                Skipped {
+                    first_key: Some(self.last_key.clone()),
+                    ..Skipped::default()
+                }
             }
-            None => None,
+            None => Skipped::default(),
         }
     }
 
@@ -1001,7 +1024,10 @@ mod tests {
                 Ok(None) => break,
                 Err(error) => {
                     assert_eq!(walk.next(&mut nodes), Err(error), "trying again tries the same node");
-                    failures.push(walk.skip_failed());
+                    let skipped = walk.skip_failed();
+                    assert_eq!(skipped.first_key.as_ref(), lost_entries.first().map(|(key, _)| key));
+                    assert_eq!(skipped.entries, Some(lost_entries.len() as u64));
+                    failures.push(skipped.node);
                 }
             }
         }
@@ -1013,7 +1039,7 @@ mod tests {
         nodes.nodes.remove(&tree.root);
         let mut walk = TreeWalk::new(tree.root, tree.height, b"x");
         assert!(walk.next(&mut nodes).is_err());
-        assert_eq!(walk.skip_failed(), Some(tree.root));
+        assert_eq!(walk.skip_failed().node, Some(tree.root));
         assert_eq!(walk.next(&mut nodes), Ok(None));
     }
 

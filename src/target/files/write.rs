@@ -6,8 +6,9 @@ use super::{Overwrite, RefusedKind, TargetError, TargetProblem};
 use crate::edge::fs::{FileKind, Status, magic_path, open_beneath, temporary_name};
 use crate::pure::format::entry::{Entry, EntryKind};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, SeekFrom};
 use rustix::io::Errno;
+use std::ops::Range;
 use std::sync::Arc;
 
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -223,13 +224,9 @@ impl TargetDir {
     pub fn keep_existing(&self, existing: &ExistingFile, meta: &Meta<'_>) -> Result<Restored, TargetError> {
         let mut problems = meta::apply(&Subject::Open(&existing.fd), meta, &self.policy, &existing.path)?;
         problems.extend(self.set_flags(&existing.fd, meta, &existing.path)?);
-        let source = LinkSource {
-            path: existing.path.clone(),
-            identity: existing.status.identity(),
-        };
         Ok(Restored {
             problems,
-            source: Some(source),
+            source: Some(existing.link_source()),
         })
     }
 
@@ -383,6 +380,31 @@ impl ExistingFile {
     /// Returns what it was like when it was opened.
     pub fn status(&self) -> &Status {
         &self.status
+    }
+
+    /// Makes it something that links may be made to.
+    pub fn link_source(&self) -> LinkSource {
+        LinkSource {
+            path: self.path.clone(),
+            identity: self.status.identity(),
+        }
+    }
+
+    /// Returns the next stretch at or behind an offset that is no hole; `None` when there are only holes. Where the file
+    /// system does not say, everything is one.
+    ///
+    /// # Errors
+    /// As `lseek`.
+    pub fn data_from(&self, offset: u64) -> Result<Option<Range<u64>>, TargetError> {
+        let failed = |error| TargetError::new("reading", self.path.clone(), error);
+        let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Some(offset..u64::MAX)),
+            Err(error) => return Err(failed(error)),
+        };
+        let end = rustix::fs::seek(&self.fd, SeekFrom::Hole(start)).map_err(failed)?;
+        Ok(Some(start..end.max(start + 1)))
     }
 
     /// Reads at an offset until the buffer is full or the file ends; returns the number of bytes.

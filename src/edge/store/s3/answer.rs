@@ -131,7 +131,7 @@ pub(super) fn classify(
         | "IllegalLocationConstraintException" => return (Failure::Permanent, region_hint()),
         "InvalidObjectState" => {
             return (
-                Failure::Permanent,
+                Failure::Unreadable,
                 hint("the object is in an archive class: it must be restored there before it can be read"),
             );
         }
@@ -183,7 +183,7 @@ pub(super) fn place_answer(
     let Some(header) = content_range else {
         // The whole object, asked for or not.
         let (start, end) = match part {
-            Part::Whole => (0, answered),
+            Part::Whole | Part::AtMost(_) => (0, answered),
             Part::Suffix(length) => (answered - answered.min(*length), answered),
             Part::Range(range) => (range.start, range.end),
         };
@@ -198,7 +198,7 @@ pub(super) fn place_answer(
     };
     let length = last - first + 1;
     let (start, end) = match part {
-        Part::Whole => (0, total),
+        Part::Whole | Part::AtMost(_) => (0, total),
         Part::Suffix(wanted) => (total - total.min(*wanted), total),
         Part::Range(range) if range.end > total => return Err(Misplaced::Outside(total)),
         Part::Range(range) => (range.start, range.end),
