@@ -11,6 +11,7 @@ mod recent;
 pub mod session;
 pub mod snapshots;
 pub mod sync;
+mod trailers;
 
 pub use error::RepoError;
 pub use open::Repo;

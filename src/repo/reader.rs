@@ -6,6 +6,7 @@ use super::index::ChunkPlace;
 use super::locate::Locate;
 use super::open::{Repo, store_key};
 use super::recent::Recent;
+use super::trailers::Trailers;
 use crate::edge::store::Part;
 use crate::pure::crypto::{BlobKey, Slot};
 use crate::pure::format::blob::{self, BlobType, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
@@ -36,6 +37,7 @@ pub struct BlobReader<'r> {
     keys: Mutex<HashMap<Slot, Arc<BlobKey>>>,
     /// Aligned windows of packs, by pack and number.
     windows: Mutex<Recent<(PackId, u64), Bytes>>,
+    trailers: Mutex<Option<Arc<Trailers>>>,
     hints: HashMap<ChunkId, Hint>,
 }
 
@@ -52,6 +54,7 @@ impl<'r> BlobReader<'r> {
             locator,
             keys: Mutex::new(HashMap::new()),
             windows: Mutex::new(Recent::new(WINDOWS_MAX)),
+            trailers: Mutex::new(None),
             hints: HashMap::new(),
         }
     }
@@ -101,11 +104,29 @@ impl<'r> BlobReader<'r> {
 
     fn first_copy(&self, id: &ChunkId) -> Result<ChunkPlace, RepoError> {
         let mut found = None;
-        self.locator.copies(self.repo, id, &mut |place| {
+        let mut keep = |place| {
             found = Some(place);
             ControlFlow::Break(())
-        })?;
+        };
+        self.locator.copies(self.repo, id, &mut keep)?;
+        if found.is_none() {
+            self.trailers()?.copies(id, &mut |place| {
+                found = Some(place);
+                ControlFlow::Break(())
+            });
+        }
         found.ok_or(RepoError::UnknownChunk(*id))
+    }
+
+    /// What packs say that the index does not list. Read once, and only when a chunk was in no other place.
+    fn trailers(&self) -> Result<Arc<Trailers>, RepoError> {
+        let mut trailers = self.trailers.lock();
+        if let Some(trailers) = &*trailers {
+            return Ok(trailers.clone());
+        }
+        let read = Arc::new(Trailers::read(self.repo)?);
+        *trailers = Some(read.clone());
+        Ok(read)
     }
 
     /// Shows the copies of a chunk to `read` until one of them does.
@@ -121,22 +142,40 @@ impl<'r> BlobReader<'r> {
             Some(kept) if !kept.is_damage() || error.is_damage() => {}
             _ => *trouble = Some(error),
         };
-        let searched = self.locator.copies(self.repo, id, &mut |place| match read(&place) {
+        let mut is_over = false;
+        let mut try_place = |place: ChunkPlace| match read(&place) {
             Ok(()) => {
-                done = true;
+                (done, is_over) = (true, true);
                 ControlFlow::Break(())
             }
             Err(error) => {
-                let is_outage = error.is_outage();
+                is_over = error.is_outage();
                 weigh(&mut trouble, error);
                 // The other copies lie in the same store.
-                if is_outage {
+                if is_over {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
                 }
             }
-        });
+        };
+        let mut searched = self.locator.copies(self.repo, id, &mut try_place);
+        if !is_over {
+            // The index may have been lost, in part or as a whole, and with it what it knew.
+            match self.trailers() {
+                Ok(trailers) => trailers.copies(id, &mut |place| match read(&place) {
+                    Ok(()) => {
+                        done = true;
+                        ControlFlow::Break(())
+                    }
+                    Err(error) => {
+                        weigh(&mut trouble, error);
+                        ControlFlow::Continue(())
+                    }
+                }),
+                Err(error) => searched = Err(error),
+            }
+        }
         if done {
             return Ok(());
         }

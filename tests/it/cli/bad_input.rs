@@ -603,3 +603,18 @@ fn a_target_that_is_no_directory_is_1() {
         .says("s3://");
     assert!(!place.path("s3:").exists());
 }
+
+#[test]
+fn a_lost_index_loses_nothing() {
+    let place = Place::with_repository();
+    place.backup();
+    for object in place.objects("idx") {
+        std::fs::remove_file(object).unwrap();
+    }
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    let target = place.text("out");
+    place.run(&["restore", "latest", "--target", &target]).expect(0);
+    let restored = place.path(format!("out{}", place.text("source/sub/numbers.bin")));
+    assert!(std::fs::read(restored).unwrap() == noise(300_000));
+    place.run(&["repo", "check"]).expect(4);
+}
