@@ -5,9 +5,11 @@ use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::format::name::ObjectName;
+use crate::pure::format::{FormatError, Malformed};
 use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::key;
-use crate::pure::tree::walk::{self, Difference, TreeWalk};
+use crate::pure::tree::rules::{self, RootWalk};
+use crate::pure::tree::walk::{self, Difference};
 use crate::repo::index::ChunkPlace;
 use crate::repo::locate::{IndexLocator, Locate, RunLocator};
 use crate::repo::reader::{BlobReader, TreeReader};
@@ -90,14 +92,16 @@ impl LazyLocator {
 
 impl Locate for LazyLocator {
     fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        let copies = repo.index.find_all(id)?;
-        if !copies.is_empty() {
-            return Ok(copies);
+        // Copies in packs that are known to be absent are no reason not to look for others.
+        if repo.index.find(id)?.is_some() {
+            return Ok(repo.index.find_all(id)?);
         }
-        match self.late(repo)? {
-            Some(runs) => runs.copies(repo, id),
-            None => Ok(repo.index.find_all(id)?),
-        }
+        let mut copies = match self.late(repo)? {
+            Some(runs) => runs.copies(repo, id)?,
+            None => Vec::new(),
+        };
+        copies.extend(repo.index.find_all(id)?);
+        Ok(copies)
     }
 }
 
@@ -170,7 +174,13 @@ pub fn entry_at(location: &Location<'_>, nodes: &mut TreeReader<'_, '_>) -> Resu
         return Ok(None);
     }
     match walk::lookup(root.node, root.height, &key_of(location), nodes)? {
-        Some(value) => Ok(Some(Entry::decode(&value).map_err(RepoError::from)?)),
+        Some(value) => Ok(Some(rules::decode_entry(root.kind, &value).map_err(RepoError::from)?)),
+        None if location.below.is_empty() && rules::is_path_tree(root.kind) => {
+            let missing = Malformed {
+                what: "tree: the root has no entry",
+            };
+            Err(RepoError::from(FormatError::from(missing)).into())
+        }
         None => Err(OpError::Usage(format!(
             "{}/{} is not in this snapshot",
             String::from_utf8_lossy(&root.path),
@@ -184,8 +194,7 @@ pub fn full_path(root: &Root, tree_key: &[u8]) -> Result<Vec<u8>, RepoError> {
     match root.kind {
         RootKind::StreamSet | RootKind::ObjectMap => Ok(tree_key.to_vec()),
         _ => {
-            let below =
-                key::path(tree_key).map_err(|error| RepoError::from(crate::pure::format::FormatError::from(error)))?;
+            let below = key::path(tree_key).map_err(|error| RepoError::from(FormatError::from(error)))?;
             let mut path = root.path.clone();
             if !below.is_empty() {
                 if path.last() != Some(&b'/') {
@@ -223,40 +232,38 @@ pub fn list(
     };
     for location in locations {
         let root = location.root;
-        let prefix = match entry_at(&location, nodes)? {
-            Some(entry) if !matches!(entry.kind, EntryKind::Dir) || path.is_none() => {
+        let mut recursive = recursive;
+        if let Some(entry) = entry_at(&location, nodes)? {
+            let is_dir = entry.kind == EntryKind::Dir;
+            if !is_dir || path.is_none() {
                 each(&full_path(root, &key_of(&location))?, &entry)?;
-                if !matches!(entry.kind, EntryKind::Dir) {
-                    continue;
-                }
-                subtree(&location, recursive)
             }
-            Some(_) => subtree(&location, recursive),
-            None => Vec::new(),
-        };
-        let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
-            if !tree_key.starts_with(&prefix) {
-                break;
-            }
-            // The root's own entry has been shown.
-            if tree_key == [0] && root.kind == RootKind::Posix {
+            if !is_dir && !location.below.is_empty() {
                 continue;
             }
-            let entry = Entry::decode(&value).map_err(RepoError::from)?;
-            each(&full_path(root, &tree_key)?, &entry)?;
+            // There is nothing below a root that is no directory; if there is, the walk says so.
+            recursive |= !is_dir;
+        }
+        let mut walk = walk_below(&location, recursive);
+        while let Some(visited) = walk.next(nodes)? {
+            // The root's own entry has been shown.
+            if visited.key == key::ROOT && rules::is_path_tree(root.kind) {
+                continue;
+            }
+            each(&full_path(root, &visited.key)?, &visited.entry)?;
         }
     }
     Ok(())
 }
 
-fn subtree(location: &Location<'_>, recursive: bool) -> Vec<u8> {
-    let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
-    if recursive {
-        key::subtree_prefix(&parts)
-    } else {
-        key::children_prefix(&parts)
+/// Walks what is below a directory, or all of a root whose keys are no paths.
+fn walk_below(location: &Location<'_>, recursive: bool) -> RootWalk {
+    let whole = recursive && location.below.is_empty();
+    if whole || !rules::is_path_tree(location.root.kind) {
+        return RootWalk::whole(location.root);
     }
+    let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
+    RootWalk::below(location.root, &parts, recursive)
 }
 
 /// What differs between two entries at one path.
@@ -294,16 +301,11 @@ pub fn diff(
             .iter()
             .find(|other| other.path == root.path && other.kind == root.kind)
         else {
-            let mut walk = TreeWalk::new(root.node, root.height, &[]);
-            while let Some((tree_key, value)) = walk.next(nodes)? {
-                let path = full_path(root, &tree_key)?;
+            let mut walk = RootWalk::whole(root);
+            while let Some(visited) = walk.next(nodes)? {
+                let path = full_path(root, &visited.key)?;
                 if within(&path) {
-                    each(
-                        Change::Added,
-                        &path,
-                        None,
-                        Some(&Entry::decode(&value).map_err(RepoError::from)?),
-                    )?;
+                    each(Change::Added, &path, None, Some(&visited.entry))?;
                 }
             }
             continue;
@@ -319,7 +321,7 @@ pub fn diff(
             },
         )?;
         for difference in found {
-            let decode = |value: &[u8]| Entry::decode(value).map_err(RepoError::from);
+            let decode = |value: &[u8]| rules::decode_entry(root.kind, value).map_err(RepoError::from);
             match difference {
                 Difference::Added { key, value } => {
                     let path = full_path(root, &key)?;
@@ -352,16 +354,11 @@ pub fn diff(
         {
             continue;
         }
-        let mut walk = TreeWalk::new(root.node, root.height, &[]);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
-            let path = full_path(root, &tree_key)?;
+        let mut walk = RootWalk::whole(root);
+        while let Some(visited) = walk.next(nodes)? {
+            let path = full_path(root, &visited.key)?;
             if within(&path) {
-                each(
-                    Change::Removed,
-                    &path,
-                    Some(&Entry::decode(&value).map_err(RepoError::from)?),
-                    None,
-                )?;
+                each(Change::Removed, &path, Some(&visited.entry), None)?;
             }
         }
     }

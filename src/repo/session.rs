@@ -164,9 +164,14 @@ impl<'r> Session<'r> {
                     )?;
                     Event::Registered
                 }
-                Action::ListDrops => Event::Drops {
-                    dropped: repo.sync_drops()?,
-                },
+                Action::ListDrops => {
+                    let mut state = HistoryState::default();
+                    let dropped = repo.sync_drops(&mut state)?;
+                    for (name, error) in state.broken {
+                        self.notes.push(format!("{name} does not count: {error}"));
+                    }
+                    Event::Drops { dropped }
+                }
                 Action::StatParent { parent } => {
                     let key = store_key(&ObjectName::Outcome(parent));
                     match repo.store.stat(&key) {

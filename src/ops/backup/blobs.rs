@@ -9,6 +9,7 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
+use crate::repo::index::LocalIndex;
 use crate::repo::pack_writer::{Claim, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -68,6 +69,11 @@ impl<'a> BlobWorker<'a> {
     }
 
     fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
+        // Another thread may have been told that the blob is being written here: without it nothing may be published (I-12).
+        self.try_store(ty, id, raw).map_err(|error| self.writer.poison(error))
+    }
+
+    fn try_store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
         if self.writer.claim(id)? == Claim::Known {
             return Ok(());
         }
@@ -90,8 +96,9 @@ impl ListSink for BlobWorker<'_> {
 }
 
 /// Takes the nodes of a tree that is being built. Nodes of the parent tree are known without asking the index: they are
-/// referenced through the pin (format-spec chapter on concurrency, "by reference").
+/// referenced through the pin (format-spec chapter on concurrency, "by reference"), unless packs are known to be absent.
 pub struct NodeWriter<'a> {
+    index: &'a LocalIndex,
     worker: BlobWorker<'a>,
     parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
     /// Inner nodes, for the manifest's hints.
@@ -102,8 +109,13 @@ pub struct NodeWriter<'a> {
 
 impl<'a> NodeWriter<'a> {
     /// Writes through `worker`.
-    pub fn new(worker: BlobWorker<'a>, parent_nodes: Arc<Mutex<HashSet<ChunkId>>>) -> NodeWriter<'a> {
+    pub fn new(
+        index: &'a LocalIndex,
+        worker: BlobWorker<'a>,
+        parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
+    ) -> NodeWriter<'a> {
         NodeWriter {
+            index,
             worker,
             parent_nodes,
             inner: Vec::new(),
@@ -119,7 +131,7 @@ impl NodeSink for NodeWriter<'_> {
         if level > 0 {
             self.inner.push(id);
         }
-        if self.parent_nodes.lock().contains(&id) {
+        if self.parent_nodes.lock().contains(&id) && !self.index.has_absent()? {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;

@@ -25,7 +25,7 @@ use crate::pure::format::session::SessionRole;
 use crate::pure::id::{ChunkId, SessionId, SourceId};
 use crate::pure::tree::build::{BuiltTree, TreeBuilder};
 use crate::repo::error::object_error;
-use crate::repo::index::IndexError;
+use crate::repo::index::{IndexError, Mark};
 use crate::repo::lock::HostLock;
 use crate::repo::session::{OutcomeLabel, Session};
 use crate::repo::snapshots::{HistoryState, Snapshot};
@@ -59,6 +59,20 @@ pub enum Input {
     },
     /// One stream of bytes under a name.
     Stream(Stream),
+}
+
+impl Input {
+    /// The same once more; not of a stream, which is gone when it has been read.
+    fn again(&self) -> Option<Input> {
+        match self {
+            Input::Stream(_) => None,
+            Input::Paths { roots, walk, excludes } => Some(Input::Paths {
+                roots: roots.clone(),
+                walk: walk.clone(),
+                excludes: excludes.clone(),
+            }),
+        }
+    }
 }
 
 /// Which snapshot is compared against.
@@ -159,27 +173,49 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
     let _overlap =
         HostLock::try_take(&repo.state_dir.join(format!("source-{source}.lock")))?.ok_or(RepoError::Overlap)?;
     let listed = Instant::now();
-    let history = repo.sync_history()?;
+    let history = if options.dry_run {
+        repo.sync_history()?
+    } else {
+        repo.sync_history_to_write()?
+    };
     let mut report = Report {
         gaps: history.gaps.clone(),
         ..Report::default()
     };
     report.notes.extend(describe(&history));
-    let parent = choose_parent(repo, &source, &options.parent)?;
+    let mut parent = choose_parent(repo, &source, &options.parent)?;
     if options.dry_run {
         return plan::dry_run(repo, input, parent, report, progress);
     }
-    let mut session = Session::begin(
-        repo,
-        parent.as_ref().map(|parent| parent.id),
-        SessionRole::Backup,
-        options.uploads,
-        listed,
-    )?;
+    let begin = |parent: &Option<Snapshot>| {
+        let parent = parent.as_ref().map(|parent| parent.id);
+        Session::begin(repo, parent, SessionRole::Backup, options.uploads, listed)
+    };
+    let mut session = begin(&parent)?;
+    if parent.is_some() && session.parent().is_none() && options.parent == ParentChoice::Newest {
+        // It was dropped since this machine last looked. Going without a parent would read everything again.
+        let another = choose_parent(repo, &source, &options.parent)?;
+        if another.is_some() {
+            session.abandon();
+            parent = another;
+            session = begin(&parent)?;
+        }
+    }
     report.notes.extend(session.take_notes());
     let parent = parent.filter(|parent| session.parent() == Some(parent.id));
     report.parent = parent.as_ref().map(|parent| parent.id);
-    let outcome = write(repo, &mut session, input, options, parent.as_ref(), source, progress);
+    let again = input.again();
+    let mut outcome = write(repo, &mut session, input, options, parent.as_ref(), source, progress);
+    if outcome.is_ok()
+        && parent.is_some()
+        && session.writer().met_absent_packs()
+        && let Some(input) = again
+    {
+        // Entries that were taken over before this was known may refer to what is absent. Now they are looked up; what was read
+        // in the first pass is known.
+        outcome = write(repo, &mut session, input, options, parent.as_ref(), source, progress);
+    }
+    report.notes.extend(describe_absent(&session.writer().absent_packs()));
     match outcome {
         Ok((manifest, hints)) => publish(repo, session, manifest, hints, source, report),
         Err(error) => {
@@ -199,6 +235,18 @@ fn describe(history: &HistoryState) -> Vec<String> {
     broken.chain(history.forks.iter().cloned()).collect()
 }
 
+fn describe_absent(packs: &[String]) -> Option<String> {
+    let first = packs.first()?;
+    let others = match packs.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more packs)"),
+    };
+    Some(format!(
+        "{first}{others}: what this backup needs of it was stored again; older snapshots may be damaged, \
+         `larder repo check` says which"
+    ))
+}
+
 fn choose_parent(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Result<Option<Snapshot>, OpError> {
     let wanted = match choice {
         ParentChoice::None => None,
@@ -207,7 +255,7 @@ fn choose_parent(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resul
             .index
             .outcomes()?
             .into_iter()
-            .filter(|known| !known.dropped && known.source.as_ref() == Some(source))
+            .filter(|known| known.mark == Mark::None && known.source.as_ref() == Some(source))
             .filter(|known| matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint))
             .max_by_key(|known| (known.created, known.session))
             .map(|known| known.session),
@@ -301,7 +349,8 @@ fn write(
                 plan.run(input, &job_sender, &order_sender);
             })
         };
-        let mut nodes = NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes);
+        let worker = BlobWorker::new(&repo.keys, &writer, level);
+        let mut nodes = NodeWriter::new(&repo.index, worker, parent_nodes);
         let result = build_trees(repo, session, &order, &mut nodes, &mut trees, &shared);
         // Lets the planner and the workers run out when the tree could not be built.
         drop(order);

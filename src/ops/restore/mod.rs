@@ -16,6 +16,7 @@ use crate::pure::format::manifest::RootKind;
 use crate::pure::id::ChunkId;
 use crate::pure::tree::key;
 use crate::pure::tree::list::for_each_piece;
+use crate::pure::tree::rules::{RootWalk, is_path_tree};
 use crate::pure::tree::walk::TreeWalk;
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
@@ -300,11 +301,10 @@ fn for_each_selected(
     let root = location.root;
     let own_key = look::key_of(location);
     let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
-    let is_path_tree = !matches!(root.kind, RootKind::StreamSet | RootKind::ObjectMap);
-    let mut ranges: Vec<Vec<u8>> = Vec::new();
-    let whole = location.below.is_empty();
-    if whole {
-        ranges.push(Vec::new());
+    let is_path_tree = is_path_tree(root.kind);
+    let mut rest = None;
+    if location.below.is_empty() {
+        rest = Some(RootWalk::whole(root));
     } else {
         let entry = look::entry_at(location, nodes)?;
         if let Some(entry) = entry {
@@ -320,17 +320,13 @@ fn for_each_selected(
                 each(components, &full, &entry, &value)?;
             }
             if is_dir && is_path_tree {
-                ranges.push(key::subtree_prefix(&parts));
+                rest = Some(RootWalk::below(root, &parts, true));
             }
         }
     }
-    for prefix in ranges {
-        let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
-            if !tree_key.starts_with(&prefix) {
-                break;
-            }
-            let entry = Entry::decode(&value).map_err(RepoError::from)?;
+    if let Some(mut walk) = rest {
+        while let Some(visited) = walk.next(nodes)? {
+            let (tree_key, entry, value) = (visited.key, visited.entry, visited.value);
             let full = look::full_path(root, &tree_key)?;
             let is_dir = entry.kind == EntryKind::Dir;
             if !options.selection.accepts(&full, is_dir) {

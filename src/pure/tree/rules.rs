@@ -2,9 +2,10 @@
 //! there before what is in it.
 
 use super::key;
+use super::walk::{NodeSource, TreeWalk};
 use crate::pure::format::codec::malformed;
-use crate::pure::format::entry::{Entry, EntryType};
-use crate::pure::format::manifest::RootKind;
+use crate::pure::format::entry::{Entry, EntryKind, EntryType};
+use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::format::node::KEY_BYTES_MAX;
 use crate::pure::format::{FormatError, Malformed};
 use std::collections::VecDeque;
@@ -31,7 +32,7 @@ pub fn admits(kind: RootKind, entry_type: EntryType) -> bool {
     match entry_type {
         EntryType::Object => kind == RootKind::ObjectMap,
         EntryType::Stream => kind == RootKind::StreamSet,
-        _ => matches!(kind, RootKind::Posix | RootKind::Windows),
+        _ => is_path_tree(kind),
     }
 }
 
@@ -46,6 +47,86 @@ pub fn decode_entry(kind: RootKind, value: &[u8]) -> Result<Entry, FormatError> 
     } else {
         Ok(malformed("entry: type that this root does not have")?)
     }
+}
+
+/// One entry of a walk.
+#[derive(Clone, Debug)]
+pub struct Visited {
+    pub key: Vec<u8>,
+    pub entry: Entry,
+    /// The entry as stored.
+    pub value: Vec<u8>,
+}
+
+/// Walks entries of a root in key order and refuses what may not be in it. Everything that shows a tree or restores from it
+/// goes through here, so that no reader meets a link where a directory must be.
+pub struct RootWalk {
+    kind: RootKind,
+    walk: TreeWalk,
+    prefix: Vec<u8>,
+    /// Of path trees.
+    ancestors: Option<Ancestors>,
+}
+
+impl RootWalk {
+    /// Walks all of a root; of a path tree, its own entry comes first.
+    pub fn whole(root: &Root) -> RootWalk {
+        RootWalk::new(root, Vec::new(), Ancestors::new())
+    }
+
+    /// Walks what is below a directory of a path tree that has been looked up: everything, or only what is directly in it.
+    pub fn below(root: &Root, directory: &[&[u8]], recursive: bool) -> RootWalk {
+        let prefix = if recursive {
+            key::subtree_prefix(directory)
+        } else {
+            key::children_prefix(directory)
+        };
+        RootWalk::new(root, prefix, Ancestors::below(directory))
+    }
+
+    fn new(root: &Root, prefix: Vec<u8>, ancestors: Ancestors) -> RootWalk {
+        RootWalk {
+            kind: root.kind,
+            walk: TreeWalk::new(root.node, root.height, &prefix),
+            prefix,
+            ancestors: is_path_tree(root.kind).then_some(ancestors),
+        }
+    }
+
+    /// Returns the next entry, or `None` at the end.
+    ///
+    /// # Errors
+    /// Those of the source; [`FormatError`] if an entry may not be where it is.
+    pub fn next<S: NodeSource>(&mut self, source: &mut S) -> Result<Option<Visited>, S::Error> {
+        loop {
+            let Some((key, value)) = self.walk.next(source)? else {
+                return Ok(None);
+            };
+            if !key.starts_with(&self.prefix) {
+                return Ok(None);
+            }
+            // The children of the root directory share a prefix that is also the root's own key.
+            if key == key::ROOT && self.prefix == key::ROOT && self.ancestors.is_some() {
+                continue;
+            }
+            let entry = self.admit(&key, &value)?;
+            return Ok(Some(Visited { key, entry, value }));
+        }
+    }
+
+    fn admit(&mut self, key: &[u8], value: &[u8]) -> Result<Entry, FormatError> {
+        check_key(self.kind, key)?;
+        let entry = decode_entry(self.kind, value)?;
+        if let Some(ancestors) = &mut self.ancestors {
+            ancestors.admit(&key::components(key)?, entry.kind == EntryKind::Dir)?;
+        }
+        Ok(entry)
+    }
+}
+
+/// Whether keys of such a root are paths.
+pub fn is_path_tree(kind: RootKind) -> bool {
+    matches!(kind, RootKind::Posix | RootKind::Windows)
 }
 
 /// Checks, entry by entry in key order, that the root comes first and that every parent is there as a directory. Otherwise a

@@ -803,14 +803,15 @@ fn outcomes_heads_sessions_and_the_ledger_are_remembered() {
         source,
         created: Timestamp(i64::from(number)),
         flags: 1 << 63,
-        dropped: false,
+        mark: Mark::None,
     };
     let (first, second) = (outcome(1, Some(SourceId([3; 16]))), outcome(2, None));
     {
         let index = open(directory.path());
         index.put_outcome(&second, b"second").unwrap();
         index.put_outcome(&first, b"first").unwrap();
-        index.set_dropped(&[session(2), session(77)]).unwrap();
+        let marks = [(session(2), Mark::Held), (session(77), Mark::Dropped)];
+        index.set_marks(&HashMap::from(marks)).unwrap();
         index.raise_head(&KID, 9, &ObjectHash([9; 32])).unwrap();
         index.raise_head(&KID, 8, &ObjectHash([8; 32])).unwrap();
         index.start_session(&session(5), b"boot", 77, Timestamp(1)).unwrap();
@@ -826,14 +827,20 @@ fn outcomes_heads_sessions_and_the_ledger_are_remembered() {
         [
             first.clone(),
             KnownOutcome {
-                dropped: true,
+                mark: Mark::Held,
                 ..second
             }
         ]
     );
     assert_eq!(index.outcome_bytes(&session(2)).unwrap().unwrap(), b"second");
-    index.set_dropped(&[]).unwrap();
-    assert!(index.outcomes().unwrap().iter().all(|outcome| !outcome.dropped));
+    index.set_marks(&HashMap::new()).unwrap();
+    assert!(
+        index
+            .outcomes()
+            .unwrap()
+            .iter()
+            .all(|outcome| outcome.mark == Mark::None)
+    );
     assert_eq!(index.retain_outcomes(&[session(1)].into()).unwrap(), [session(2)]);
     assert_eq!(index.outcomes().unwrap(), [first]);
     assert_eq!(index.outcome_bytes(&session(2)).unwrap(), None);
