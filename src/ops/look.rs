@@ -170,12 +170,12 @@ pub fn key_of(location: &Location<'_>) -> Vec<u8> {
 /// When there is none, or the repository cannot be read.
 pub fn entry_at(location: &Location<'_>, nodes: &mut TreeReader<'_, '_>) -> Result<Option<Entry>, OpError> {
     let root = location.root;
-    if root.kind == RootKind::StreamSet && location.below.is_empty() {
+    if location.below.is_empty() && !rules::is_path_tree(root.kind) {
         return Ok(None);
     }
     match walk::lookup(root.node, root.height, &key_of(location), nodes)? {
         Some(value) => Ok(Some(rules::decode_entry(root.kind, &value).map_err(RepoError::from)?)),
-        None if location.below.is_empty() && rules::is_path_tree(root.kind) => {
+        None if location.below.is_empty() => {
             let missing = Malformed {
                 what: "tree: the root has no entry",
             };

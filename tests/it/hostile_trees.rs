@@ -119,7 +119,7 @@ fn publish(world: &World, kind: RootKind, entries: &BTreeMap<Vec<u8>, EntryKind>
             path: if kind == RootKind::StreamSet {
                 Vec::new()
             } else {
-                b"/root".to_vec()
+                b"/tree".to_vec()
             },
             kind,
             node: built.root,
@@ -260,7 +260,7 @@ fn trees_that_break_a_rule_are_refused_and_nothing_is_written_outside() {
         let snapshot = publish(&world, kind, &entries);
         let repo = world.open("reader");
         repo.sync_history().unwrap();
-        for (how, path) in [("all", None), ("one path", Some(&b"/root"[..]))] {
+        for (how, path) in [("all", None), ("one path", Some(&b"/tree"[..]))] {
             if kind != RootKind::Posix && path.is_some() {
                 continue;
             }
@@ -334,20 +334,20 @@ fn trees_that_break_no_rule_are_shown_and_restored() {
         paths.sort();
         paths
     };
-    assert_eq!(shown(None, false), ["/root", "/root/a", "/root/top"]);
-    assert_eq!(shown(Some(b"/root"), false), ["/root/a", "/root/top"]);
-    assert_eq!(shown(Some(b"/root/a"), false), ["/root/a/b", "/root/a/x"]);
+    assert_eq!(shown(None, false), ["/tree", "/tree/a", "/tree/top"]);
+    assert_eq!(shown(Some(b"/tree"), false), ["/tree/a", "/tree/top"]);
+    assert_eq!(shown(Some(b"/tree/a"), false), ["/tree/a/b", "/tree/a/x"]);
     assert_eq!(
-        shown(Some(b"/root/a"), true),
-        ["/root/a/b", "/root/a/b/deep", "/root/a/x"]
+        shown(Some(b"/tree/a"), true),
+        ["/tree/a/b", "/tree/a/b/deep", "/tree/a/x"]
     );
-    assert_eq!(shown(Some(b"/root/a/x"), true), ["/root/a/x"]);
+    assert_eq!(shown(Some(b"/tree/a/x"), true), ["/tree/a/x"]);
     assert_eq!(shown(None, true).len(), 6);
     let target = world.dir.path().join("target");
-    restored(&repo, &snapshot, Some(b"/root/a"), &target).unwrap();
+    restored(&repo, &snapshot, Some(b"/tree/a"), &target).unwrap();
     let names: Vec<_> = tree(&target).into_keys().collect();
     assert_eq!(names, ["b", "b/deep", "x"].map(std::path::PathBuf::from));
     let all = world.dir.path().join("all");
     restored(&repo, &snapshot, None, &all).unwrap();
-    assert_eq!(tree(&all.join("root")).len(), 5);
+    assert_eq!(tree(&all.join("tree")).len(), 5);
 }

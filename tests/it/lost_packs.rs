@@ -7,6 +7,7 @@ use larder::edge::store::{Created, Part, Prefix, Store, StoreKey, local::LocalSt
 use larder::ops::{Progress, backup};
 use larder::pure::id::SessionId;
 use larder::source::files::{ExcludesBuilder, WalkOptions};
+use larder::testing::fault_store::FaultStore;
 use larder::testing::small::SmallRepo;
 use std::path::Path;
 use std::sync::Arc;
@@ -159,6 +160,25 @@ fn what_check_found_lost_is_stored_again_though_nothing_changed() {
         let report = back_up(&world, "machine", backup::ParentChoice::Newest);
         assert_restores(&world, &report.snapshot.unwrap(), &under.replace('/', ""));
     }
+}
+
+#[test]
+fn run_with_nothing_changed_asks_for_no_pack_and_makes_few_requests() {
+    let World { dir, store } = world(false);
+    let counted = Arc::new(FaultStore::new(store, None));
+    let world = World {
+        dir,
+        store: counted.clone(),
+    };
+    back_up(&world, "machine", backup::ParentChoice::Newest);
+    let before = counted.log().len();
+    back_up(&world, "machine", backup::ParentChoice::Newest);
+    let log = counted.log().split_off(before);
+    assert!(
+        log.len() <= 10 && !log.iter().any(|call| call.contains("data/") || call.contains("meta/")),
+        "{log:#?}"
+    );
+    eprintln!("{} requests: {log:#?}", log.len());
 }
 
 /// A pack that comes back (a disk that was not mounted whole) is read again, though it was marked absent, and `check` is content.

@@ -955,3 +955,53 @@ fn speed() {
     drop(LocalIndex::open(directory.path(), &REPO, 128 << 20).unwrap());
     println!("open without: {:?} for {rows} rows", start.elapsed());
 }
+
+/// A pack that the store was seen to lack is no target of references, whatever runs come and go; it can still be tried.
+#[test]
+fn absent_packs_are_not_referred_to_until_they_are_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let index = open(directory.path());
+    let packs = BTreeSet::from([0, 1]);
+    index
+        .import_run("idx/0-a-0000", 0, session(1), KID, &run_of(&packs))
+        .unwrap();
+    let only_in_first = own_pack(0)
+        .records
+        .into_iter()
+        .find(|record| own_pack(1).records.iter().all(|other| other.id != record.id))
+        .unwrap();
+    let state = |index: &LocalIndex| index.pack(&pack_id(0)).unwrap().unwrap().state;
+    assert!(!index.has_absent().unwrap());
+    index.mark_absent(&pack_id(0)).unwrap();
+    drop(index);
+    let index = open(directory.path());
+    assert!(index.has_absent().unwrap());
+    // Another run that describes the same pack does not bring it back.
+    index
+        .import_run("idx/1-b", 1, session(2), KID, &run_of(&BTreeSet::from([0])))
+        .unwrap();
+    index.retain_runs(&HashSet::from(["idx/1-b".to_owned()])).unwrap();
+    assert_eq!(state(&index), PackState::Absent);
+    assert_eq!(index.find(&only_in_first.id).unwrap(), None);
+    assert_eq!(index.find_many(&[only_in_first.id]).unwrap(), [None]);
+    let copies = index.find_all(&only_in_first.id).unwrap();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].pack, pack_id(0));
+    index.mark_there(&pack_id(0)).unwrap();
+    assert!(!index.has_absent().unwrap());
+    assert_eq!(state(&index), PackState::Live);
+    assert!(index.find(&only_in_first.id).unwrap().is_some());
+    // Once no run describes it, it is gone, absent or not.
+    index.mark_absent(&pack_id(0)).unwrap();
+    index.retain_runs(&HashSet::new()).unwrap();
+    assert_eq!(state(&index), PackState::Gone);
+    index
+        .import_run("idx/0-c-0000", 0, session(1), KID, &run_of(&packs))
+        .unwrap();
+    assert_eq!(state(&index), PackState::Live);
+    // What is condemned stays so.
+    index.mark_absent(&pack_id(0)).unwrap();
+    index.add_condemned(&session(9), &KID, &[pack_id(0)], &[]).unwrap();
+    index.mark_there(&pack_id(0)).unwrap();
+    assert_eq!(state(&index), PackState::Condemned);
+}
