@@ -9,6 +9,7 @@ use crate::pure::crypto::{ObjectClass, Slot};
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{Content, Entry};
 use crate::pure::format::list::ListNode;
+use crate::pure::format::manifest::Root;
 use crate::pure::format::name::{ObjectName, PackKind};
 use crate::pure::format::node::{Child, Node};
 use crate::pure::format::outcome::Outcome;
@@ -16,9 +17,10 @@ use crate::pure::format::pack::{self, PackRecord, PackTrailer};
 use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, KeyId, ObjectHash, PackId, SessionId};
 use crate::pure::tree::list::{ListSource, for_each_piece};
-use crate::pure::tree::walk::{NodeSource, TreeWalk};
+use crate::pure::tree::rules::RootWalk;
+use crate::pure::tree::walk::NodeSource;
 use crate::repo::error::{object_error, store_error};
-use crate::repo::index::{ChunkPlace, IndexedChunk, KnownOutcome, PackInfo};
+use crate::repo::index::{ChunkPlace, IndexedChunk, KnownOutcome, PackInfo, PackState};
 use crate::repo::locate::IndexLocator;
 use crate::repo::open::{list_names, store_key};
 use crate::repo::reader::{BlobReader, TreeReader, pack_name};
@@ -383,7 +385,7 @@ fn check_history(repo: &Repo, report: &mut Report) -> Result<Vec<Snapshot>, OpEr
             }
         }
         use crate::pure::format::outcome::OutcomeKind;
-        if !known.dropped && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
+        if !known.is_dropped() && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
             match repo.snapshot(&known.session) {
                 Ok(snapshot) => snapshots.push(snapshot),
                 Err(error) => report.error(&name, &error),
@@ -489,7 +491,8 @@ fn check_sessions(repo: &Repo, acknowledging: &HashSet<SessionId>, report: &mut 
             );
         }
     }
-    let ended: HashSet<_> = repo.index.outcomes()?.into_iter().map(|known| known.session).collect();
+    let mut ended = repo.voided()?;
+    ended.extend(repo.index.outcomes()?.into_iter().map(|known| known.session));
     let open = registered.difference(&ended).count();
     if open > 0 {
         report.notes.push(format!(
@@ -541,7 +544,7 @@ fn check_packs_exist(repo: &Repo, report: &mut Report) -> Result<Bad, OpError> {
     }
     let mut known: Vec<PackInfo> = Vec::new();
     repo.index.packs(&mut |pack| known.push(pack))?;
-    let mut bad = Bad::new();
+    let mut damaged = Vec::new();
     for pack in &known {
         report.packs += 1;
         let name = pack_name(pack.kind, pack.pack, pack.session);
@@ -555,15 +558,25 @@ fn check_packs_exist(repo: &Repo, report: &mut Report) -> Result<Bad, OpError> {
             },
         };
         let what = match found {
-            Some(size) if size == u64::from(pack.size) => continue,
+            Some(size) if size == u64::from(pack.size) => {
+                if pack.state == PackState::Absent {
+                    repo.index.mark_there(&pack.pack)?;
+                }
+                continue;
+            }
             Some(size) => format!("it has {size} bytes instead of {}", pack.size),
             None => "it is missing".to_owned(),
         };
         report.damage(&name, &what);
-        for IndexedChunk { id, .. } in repo.index.chunks_of_pack(&pack.pack)? {
-            let elsewhere = repo.index.find_all(&id)?.iter().any(|place| place.pack != pack.pack);
-            if !elsewhere {
-                bad.insert(id, format!("{name}: {what}"));
+        // The next backup on this machine stores again what of it is still at hand.
+        repo.index.mark_absent(&pack.pack)?;
+        damaged.push((pack.pack, format!("{name}: {what}")));
+    }
+    let mut bad = Bad::new();
+    for (pack, what) in damaged {
+        for IndexedChunk { id, .. } in repo.index.chunks_of_pack(&pack)? {
+            if repo.index.find(&id)?.is_none() {
+                bad.insert(id, what.clone());
             }
         }
     }
@@ -586,6 +599,7 @@ fn check_trees(
         repo,
         nodes: TreeReader::uncached(reader),
         seen: HashSet::new(),
+        walked: HashSet::new(),
         wanted: collect.then(HashSet::new),
         bad,
         read: 0,
@@ -596,7 +610,7 @@ fn check_trees(
             if progress.is_cancelled() {
                 return Err(OpError::Interrupted);
             }
-            if let Err(error) = trees.root(root.node, root.height, root.entries, root.bytes) {
+            if let Err(error) = trees.root(root) {
                 let name = format!(
                     "snapshot {}, root {}",
                     short_id(&snapshot.id),
@@ -618,13 +632,16 @@ struct TreeChecker<'a, 'r> {
     nodes: TreeReader<'a, 'r>,
     /// Nodes that have been checked, with what lies below them: (entries, file bytes).
     seen: HashSet<ChunkId>,
+    /// Roots that have been walked, with their kinds.
+    walked: HashSet<(ChunkId, u64)>,
     wanted: Option<HashSet<ChunkId>>,
     bad: &'a mut Bad,
     read: u64,
 }
 
 impl TreeChecker<'_, '_> {
-    fn root(&mut self, node: ChunkId, height: u8, entries: u64, bytes: u64) -> Result<(), OpError> {
+    fn root(&mut self, root: &Root) -> Result<(), OpError> {
+        let (node, height, entries, bytes) = (root.node, root.height, root.entries, root.bytes);
         let (found_entries, found_bytes) = self.totals(&node, height)?;
         if (found_entries, found_bytes) != (entries, bytes) {
             return Err(RepoError::Missing {
@@ -633,10 +650,13 @@ impl TreeChecker<'_, '_> {
             }
             .into());
         }
-        // Order across nodes, levels and keys are checked by walking, like restore does; nodes are in memory or quick to read.
         if self.seen.insert(node) {
             self.subtree(&node, height)?;
-            let mut walk = TreeWalk::new(node, height, &[]);
+        }
+        // Order across nodes, levels, keys, parents and types are checked by walking, like restore does; nodes are in memory or
+        // quick to read. A root of another kind may have the same tree, and not be allowed to.
+        if self.walked.insert((node, root.kind as u64)) {
+            let mut walk = RootWalk::whole(root);
             while walk.next(&mut self.nodes)?.is_some() {}
         }
         Ok(())
@@ -1134,9 +1154,9 @@ fn name_files(reader: &BlobReader<'_>, snapshots: &[Snapshot], bad: &Bad, report
     for snapshot in snapshots {
         let label = short_id(&snapshot.id);
         for root in &snapshot.manifest.roots {
-            let mut walk = TreeWalk::new(root.node, root.height, &[]);
+            let mut walk = RootWalk::whole(root);
             loop {
-                let (tree_key, value) = match walk.next(&mut nodes) {
+                let visited = match walk.next(&mut nodes) {
                     Ok(Some(next)) => next,
                     Ok(None) => break,
                     Err(error) if error.is_damage() => {
@@ -1147,10 +1167,9 @@ fn name_files(reader: &BlobReader<'_>, snapshots: &[Snapshot], bad: &Bad, report
                     }
                     Err(error) => return Err(error.into()),
                 };
-                let entry = Entry::decode(&value).map_err(RepoError::from)?;
-                if uses_bad(&entry, bad, &mut nodes)? {
+                if uses_bad(&visited.entry, bad, &mut nodes)? {
                     files
-                        .entry(full_path(root, &tree_key)?)
+                        .entry(full_path(root, &visited.key)?)
                         .or_default()
                         .insert(label.clone());
                 }

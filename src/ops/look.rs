@@ -5,9 +5,11 @@ use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::format::name::ObjectName;
+use crate::pure::format::{FormatError, Malformed};
 use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::key;
-use crate::pure::tree::walk::{self, Difference, TreeWalk};
+use crate::pure::tree::rules::{self, RootWalk};
+use crate::pure::tree::walk::{self, Difference};
 use crate::repo::index::ChunkPlace;
 use crate::repo::locate::{IndexLocator, Locate, RunLocator};
 use crate::repo::reader::{BlobReader, TreeReader};
@@ -139,23 +141,30 @@ impl Locate for LazyLocator {
         each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
     ) -> Result<(), RepoError> {
         let mut tried = Vec::new();
-        for place in repo.index.find_all(id)? {
-            tried.push((place.pack, place.offset));
-            if each(place).is_break() {
-                return Ok(());
-            }
-        }
         let mut each_new = |place: ChunkPlace| {
             if tried.contains(&(place.pack, place.offset)) {
-                ControlFlow::Continue(())
-            } else {
-                each(place)
+                return ControlFlow::Continue(());
             }
+            tried.push((place.pack, place.offset));
+            each(place)
         };
-        match self.late(repo)? {
-            Some(runs) => runs.copies(repo, id, &mut each_new),
-            None => IndexLocator.copies(repo, id, &mut each_new),
+        let known = repo.index.find_all(id)?;
+        // Copies in packs that are known to be absent come last: they are no reason not to look for others.
+        if repo.index.find(id)?.is_some() && known.iter().cloned().try_for_each(&mut each_new).is_break() {
+            return Ok(());
         }
+        let Some(runs) = self.late(repo)? else {
+            return IndexLocator.copies(repo, id, &mut each_new);
+        };
+        let mut wanted = ControlFlow::Continue(());
+        runs.copies(repo, id, &mut |place| {
+            wanted = each_new(place);
+            wanted
+        })?;
+        if wanted.is_continue() {
+            let _ = known.into_iter().try_for_each(each_new);
+        }
+        Ok(())
     }
 }
 
@@ -224,11 +233,17 @@ pub fn key_of(location: &Location<'_>) -> Vec<u8> {
 /// When there is none, or the repository cannot be read.
 pub fn entry_at(location: &Location<'_>, nodes: &mut TreeReader<'_, '_>) -> Result<Option<Entry>, OpError> {
     let root = location.root;
-    if root.kind == RootKind::StreamSet && location.below.is_empty() {
+    if location.below.is_empty() && !rules::is_path_tree(root.kind) {
         return Ok(None);
     }
     match walk::lookup(root.node, root.height, &key_of(location), nodes)? {
-        Some(value) => Ok(Some(Entry::decode(&value).map_err(RepoError::from)?)),
+        Some(value) => Ok(Some(rules::decode_entry(root.kind, &value).map_err(RepoError::from)?)),
+        None if location.below.is_empty() => {
+            let missing = Malformed {
+                what: "tree: the root has no entry",
+            };
+            Err(RepoError::from(FormatError::from(missing)).into())
+        }
         None => Err(OpError::Usage(format!(
             "{}/{} is not in this snapshot",
             String::from_utf8_lossy(&root.path),
@@ -242,8 +257,7 @@ pub fn full_path(root: &Root, tree_key: &[u8]) -> Result<Vec<u8>, RepoError> {
     match root.kind {
         RootKind::StreamSet | RootKind::ObjectMap => Ok(tree_key.to_vec()),
         _ => {
-            let below =
-                key::path(tree_key).map_err(|error| RepoError::from(crate::pure::format::FormatError::from(error)))?;
+            let below = key::path(tree_key).map_err(|error| RepoError::from(FormatError::from(error)))?;
             let mut path = root.path.clone();
             if !below.is_empty() {
                 if path.last() != Some(&b'/') {
@@ -283,57 +297,49 @@ pub fn list(
     let mut lost: Option<RepoError> = None;
     for location in locations {
         let root = location.root;
-        let prefix = match entry_at(&location, nodes)? {
-            Some(entry) if !matches!(entry.kind, EntryKind::Dir) || path.is_none() => {
+        let mut recursive = recursive;
+        if let Some(entry) = entry_at(&location, nodes)? {
+            let is_dir = entry.kind == EntryKind::Dir;
+            if !is_dir || path.is_none() {
                 each(&full_path(root, &key_of(&location))?, &entry)?;
-                if !matches!(entry.kind, EntryKind::Dir) {
-                    continue;
-                }
-                subtree(&location, recursive)
             }
-            Some(_) => subtree(&location, recursive),
-            None => Vec::new(),
-        };
-        let mut walk = TreeWalk::new(root.node, root.height, &prefix);
+            if !is_dir && !location.below.is_empty() {
+                continue;
+            }
+            // There is nothing below a root that is no directory; if there is, the walk says so.
+            recursive |= !is_dir;
+        }
+        let mut walk = walk_below(&location, recursive);
         loop {
-            let (tree_key, value) = match walk.next(nodes) {
-                Ok(Some(found)) => found,
+            let visited = match walk.next(nodes) {
+                Ok(Some(visited)) => visited,
                 Ok(None) => break,
-                Err(error) if error.is_damage() => {
-                    let is_beyond = |key: &Vec<u8>| *key > prefix && !key.starts_with(&prefix);
-                    if walk.skip_failed().first_key.as_ref().is_some_and(is_beyond) {
-                        break;
+                Err(error) if walk.has_refused() || error.is_damage() => {
+                    if walk.skip_failed().is_some() {
+                        lost.get_or_insert(error);
                     }
-                    lost.get_or_insert(error);
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
-            if !tree_key.starts_with(&prefix) {
-                break;
-            }
             // The root's own entry has been shown.
-            if tree_key == [0] && root.kind == RootKind::Posix {
+            if visited.key == key::ROOT && rules::is_path_tree(root.kind) {
                 continue;
             }
-            match Entry::decode(&value) {
-                Ok(entry) => each(&full_path(root, &tree_key)?, &entry)?,
-                Err(error) => {
-                    lost.get_or_insert(error.into());
-                }
-            }
+            each(&full_path(root, &visited.key)?, &visited.entry)?;
         }
     }
     lost.map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn subtree(location: &Location<'_>, recursive: bool) -> Vec<u8> {
-    let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
-    if recursive {
-        key::subtree_prefix(&parts)
-    } else {
-        key::children_prefix(&parts)
+/// Walks what is below a directory, or all of a root whose keys are no paths.
+fn walk_below(location: &Location<'_>, recursive: bool) -> RootWalk {
+    let whole = recursive && location.below.is_empty();
+    if whole || !rules::is_path_tree(location.root.kind) {
+        return RootWalk::whole(location.root);
     }
+    let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
+    RootWalk::below(location.root, &parts, recursive)
 }
 
 /// What differs between two entries at one path.
@@ -371,21 +377,16 @@ pub fn diff(
             .iter()
             .find(|other| other.path == root.path && other.kind == root.kind)
         else {
-            let mut walk = TreeWalk::new(root.node, root.height, &[]);
-            while let Some((tree_key, value)) = walk.next(nodes)? {
-                let path = full_path(root, &tree_key)?;
+            let mut walk = RootWalk::whole(root);
+            while let Some(visited) = walk.next(nodes)? {
+                let path = full_path(root, &visited.key)?;
                 if within(&path) {
-                    each(
-                        Change::Added,
-                        &path,
-                        None,
-                        Some(&Entry::decode(&value).map_err(RepoError::from)?),
-                    )?;
+                    each(Change::Added, &path, None, Some(&visited.entry))?;
                 }
             }
             continue;
         };
-        let decode = |value: &[u8]| Entry::decode(value).map_err(RepoError::from);
+        let decode = |value: &[u8]| rules::decode_entry(root.kind, value).map_err(RepoError::from);
         let mut show = |difference: Difference| -> Result<(), OpError> {
             let (Difference::Added { key, .. } | Difference::Removed { key, .. } | Difference::Changed { key, .. }) =
                 &difference;
@@ -429,16 +430,11 @@ pub fn diff(
         {
             continue;
         }
-        let mut walk = TreeWalk::new(root.node, root.height, &[]);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
-            let path = full_path(root, &tree_key)?;
+        let mut walk = RootWalk::whole(root);
+        while let Some(visited) = walk.next(nodes)? {
+            let path = full_path(root, &visited.key)?;
             if within(&path) {
-                each(
-                    Change::Removed,
-                    &path,
-                    Some(&Entry::decode(&value).map_err(RepoError::from)?),
-                    None,
-                )?;
+                each(Change::Removed, &path, Some(&visited.entry), None)?;
             }
         }
     }

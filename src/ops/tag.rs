@@ -1,61 +1,104 @@
 //! Changing the tags of a snapshot: what is published never changes, so a new snapshot with the same roots takes its
-//! place and the old one is dropped (format-spec chapter 16). If the run dies in between, both are there.
+//! place and the old one is dropped (format-spec chapter 16).
+//!
+//! The new one comes first, so that there never is none. A run that dies in between leaves both: lists say of the old one
+//! that it is replaced, `latest` means the new one, and the next change of tags of either drops what is left over.
 
 use super::OpError;
 use crate::edge::host;
+use crate::edge::store::Created;
 use crate::pure::crypto::sign::role;
 use crate::pure::format::mark::{Drop, DropKind};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
 use crate::pure::id::SessionId;
-use crate::repo::error::object_error;
-use crate::repo::open::create_new;
+use crate::repo::error::{object_error, store_error};
+use crate::repo::open::store_key;
 use crate::repo::session::{OutcomeLabel, Session};
-use crate::repo::snapshots::Snapshot;
+use crate::repo::snapshots::{Snapshot, replaced};
 use crate::repo::{Repo, RepoError};
+use bytes::Bytes;
 use std::time::Instant;
 
 /// Adds and removes tags; returns the id under which the snapshot is found from now on (the old one when nothing
-/// changes).
+/// changes). Running it again after a failure completes it.
 ///
 /// # Errors
 /// When the key may not write and forget, or the snapshot has been dropped meanwhile.
 pub fn run(repo: &Repo, snapshot: &Snapshot, add: &[String], remove: &[String]) -> Result<SessionId, OpError> {
     repo.require(role::FORGET, "replace a snapshot")?;
-    let mut manifest = snapshot.manifest.clone();
+    let (newest, mut old) = versions(repo, snapshot)?;
+    let mut manifest = newest.manifest.clone();
     manifest.tags.retain(|tag| !remove.contains(tag));
     manifest.tags.extend(add.iter().cloned());
     manifest.tags.sort();
     manifest.tags.dedup();
-    if manifest.tags == snapshot.manifest.tags {
-        return Ok(snapshot.id);
+    let mut id = newest.id;
+    if manifest.tags != newest.manifest.tags {
+        let mut session = Session::begin(repo, Some(newest.id), SessionRole::Backup, 1, Instant::now())?;
+        // Only what is pinned and still there may be referenced.
+        if session.parents() != [newest.id] {
+            session.abandon();
+            return Err(RepoError::NoSuchSnapshot(newest.id.to_string()).into());
+        }
+        let durable = session.make_durable()?;
+        let label = OutcomeLabel {
+            // A checkpoint stays one: tags do not complete it.
+            kind: newest.kind,
+            source: Some(manifest.source.id),
+            flags: newest.flags,
+        };
+        id = session.publish(durable, &manifest, &label)?.session;
+        old.push(newest.id);
     }
-    let mut session = Session::begin(repo, Some(snapshot.id), SessionRole::Backup, 1, Instant::now())?;
-    // Only what is pinned and still there may be referenced.
-    if session.parents() != [snapshot.id] {
-        session.abandon();
-        return Err(RepoError::NoSuchSnapshot(snapshot.id.to_string()).into());
+    for session in &old {
+        drop_replaced(repo, session, &id)?;
     }
-    let durable = session.make_durable()?;
-    let label = OutcomeLabel {
-        // A checkpoint stays one: tags do not complete it.
-        kind: snapshot.kind,
-        source: Some(manifest.source.id),
-        flags: snapshot.flags,
+    if !old.is_empty() {
+        repo.sync_marks()?;
+    }
+    Ok(id)
+}
+
+/// Returns the newest version of a snapshot, and those that it replaces and that are still there.
+fn versions(repo: &Repo, snapshot: &Snapshot) -> Result<(Snapshot, Vec<SessionId>), OpError> {
+    let snapshots = repo.snapshots()?;
+    let replaced = replaced(&snapshots);
+    // A session pins what was there before it, so this ends.
+    let newest_of = |mut id: SessionId| {
+        while let Some(next) = replaced.get(&id) {
+            id = *next;
+        }
+        id
     };
-    let published = session.publish(durable, &manifest, &label)?;
+    let newest = newest_of(snapshot.id);
+    let old = replaced
+        .keys()
+        .filter(|id| newest_of(**id) == newest)
+        .copied()
+        .collect();
+    let newest = snapshots.into_iter().find(|snapshot| snapshot.id == newest);
+    Ok((newest.unwrap_or_else(|| snapshot.clone()), old))
+}
+
+fn drop_replaced(repo: &Repo, session: &SessionId, by: &SessionId) -> Result<(), RepoError> {
     let dropped = Drop {
         kid: repo.kid,
         created: host::now(),
         kind: DropKind::Forget,
-        session: snapshot.id,
-        reason: format!("tags were changed; replaced by {}", published.session),
+        session: *session,
+        reason: format!("tags were changed; replaced by {by}"),
     };
-    let name = ObjectName::Drop(snapshot.id);
+    let name = ObjectName::Drop(*session);
     let body = dropped
         .encode(&repo.keys, &repo.signer, host::random())
         .map_err(object_error("sealing", &name))?;
-    create_new(&*repo.store, &name, body, "the mark that the old snapshot is replaced")?;
-    repo.sync_drops()?;
-    Ok(published.session)
+    match repo
+        .store
+        .create(&store_key(&name), Bytes::from(body))
+        .map_err(store_error("writing the mark that the old snapshot is replaced"))?
+    {
+        // Somebody else has dropped it meanwhile.
+        Created::New | Created::Exists => Ok(()),
+    }
 }

@@ -6,6 +6,7 @@ pub mod locate;
 pub mod lock;
 pub mod open;
 pub mod pack_writer;
+pub mod presence;
 pub mod reader;
 mod recent;
 pub mod session;

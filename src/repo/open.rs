@@ -3,7 +3,7 @@
 use super::error::{RepoError, object_error, store_error};
 use super::index::{IndexError, LocalIndex, NodeCache};
 use crate::edge::host;
-use crate::edge::store::{Created, Listed, Part, Prefix, Store, StoreKey};
+use crate::edge::store::{Created, Failure, Listed, Part, Prefix, Store, StoreKey};
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
 use crate::pure::crypto::{EpochSecrets, KeyRing, Secret, Signer, Verifier};
@@ -411,15 +411,7 @@ impl Locked {
                 found: self.config.sequence,
             });
         }
-        let admin = verifier.writers.iter().find(|writer| writer.kid == self.config.admin);
-        if !admin.is_some_and(|admin| grant.admin_keys.contains(&admin.public_key)) {
-            return Err(RepoError::Gap {
-                what: format!(
-                    "configuration {} is not signed by an administrator that this key knows",
-                    self.config.sequence
-                ),
-            });
-        }
+        self.require_trust(&grant)?;
         let keys = KeyRing::new(repo, grant.epochs.clone(), self.config.epoch)
             .map_err(|error| object_error("using", "the grant")(error.into()))?;
         let signer = Signer::new(kid, &kid_secret, &repo);
@@ -447,6 +439,69 @@ impl Locked {
             grant_number,
             notes: self.notes,
         })
+    }
+
+    /// The newest configuration is trusted when one of the administrators that the grant names signed it, or when the one
+    /// before it is trusted and has its signer as an administrator (format-spec chapter 10.1.4). Else somebody who can write to
+    /// the store could make everybody an administrator of his choice.
+    fn require_trust(&self, grant: &Grant) -> Result<(), RepoError> {
+        /// Far more than a repository ever has between two grants; each costs a read, on a machine that has not seen it.
+        const STEPS_MAX: usize = 1000;
+        let newest = self.config.sequence;
+        let refuse = |why: String| {
+            Err(RepoError::Gap {
+                what: format!("configuration {newest} is not signed by an administrator that this key knows: {why}"),
+            })
+        };
+        let mut config = self.config.clone();
+        for _ in 0..STEPS_MAX {
+            let signer = config.writers.iter().find(|writer| writer.kid == config.admin);
+            let Some(signer) = signer.map(|writer| writer.public_key) else {
+                return refuse(format!("configuration {} does not name its signer", config.sequence));
+            };
+            if grant.admin_keys.contains(&signer) {
+                return Ok(());
+            }
+            let (Some(number), Some(hash)) = (config.sequence.checked_sub(1), config.previous) else {
+                return refuse("no earlier one leads to it".into());
+            };
+            let before = match self.older_config(number, &hash)? {
+                Ok(before) => before,
+                Err(why) => return refuse(format!("configuration {number} {why}")),
+            };
+            let is_admin = |writer: &WriterKey| {
+                writer.public_key == signer && writer.revoked_at.is_none() && writer.roles & role::ADMIN != 0
+            };
+            if before.repo != config.repo || !before.writers.iter().any(is_admin) {
+                return refuse(format!(
+                    "configuration {number} does not have the signer of the next one as an administrator"
+                ));
+            }
+            config = before;
+        }
+        refuse(format!("the last {STEPS_MAX} do not lead to one that is"))
+    }
+
+    /// Reads a configuration that a later one names by its hash. The inner error says in words why it is not that one.
+    fn older_config(&self, number: u64, hash: &ObjectHash) -> Result<Result<Config, String>, RepoError> {
+        let name = ObjectName::Config(number);
+        let memory = name.to_string();
+        let is_it = |bytes: &[u8]| Repo::object_hash(bytes) == *hash;
+        let bytes = match self.index.recall(&memory)?.filter(|bytes| is_it(bytes)) {
+            Some(bytes) => bytes,
+            None => match read_whole(&*self.store, &name, "an earlier configuration") {
+                Ok(bytes) if is_it(&bytes) => {
+                    self.index.remember(&memory, &bytes)?;
+                    bytes.into()
+                }
+                Ok(_) => return Ok(Err("is not the one that the next one follows".into())),
+                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {
+                    return Ok(Err("is not there any more".into()));
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Config::decode(&bytes, number, None).map_err(|error| format!("does not open: {error}")))
     }
 
     /// The configuration may have come from the local state. When nothing opens, another repository may lie at this address by

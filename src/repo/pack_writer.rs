@@ -5,6 +5,7 @@
 use super::error::{RepoError, store_error};
 use super::index::{LocalIndex, OwnPack};
 use super::open::store_key;
+use super::presence::Presence;
 use crate::edge::host;
 use crate::edge::store::{Created, Store};
 use crate::pure::crypto::{BlobKey, Domain, KeyRing, ObjectClass, Secret, Slot};
@@ -108,6 +109,7 @@ struct Shared {
     poisoned: AtomicBool,
     poison: Mutex<Option<RepoError>>,
     used: Mutex<HashSet<PackId>>,
+    presence: Presence,
     unlisted: Mutex<Vec<OwnPack>>,
     unlisted_records: AtomicU64,
     counts: Arc<WriterCounts>,
@@ -161,6 +163,7 @@ impl PackWriter {
         let clamp = |bytes: u64| bytes.clamp(1 << 20, 1 << 30) as usize;
         let shared = Arc::new(Shared {
             session_keys: SessionKeys::draw(&keys)?,
+            presence: Presence::new(store.clone(), index.clone()),
             store,
             index,
             keys,
@@ -216,10 +219,21 @@ impl PackWriter {
         self.shared.used.lock().clone()
     }
 
-    /// Asks whether a blob is new. `New` obliges the caller to add it.
+    /// Returns the packs that this session wanted to refer to, or looked for, and that the store does not have, in words.
+    pub fn absent_packs(&self) -> Vec<String> {
+        self.shared.presence.absent()
+    }
+
+    /// Whether there are any.
+    pub fn met_absent_packs(&self) -> bool {
+        self.shared.presence.has_absent()
+    }
+
+    /// Asks whether a blob is new. `New` obliges the caller to add it. A pack that another session wrote is looked for at the
+    /// store before it is first referred to: what is in one that is absent counts as new.
     ///
     /// # Errors
-    /// When the index fails, or the writer is poisoned.
+    /// When the index or the store fails, or the writer is poisoned.
     pub fn claim(&self, id: &ChunkId) -> Result<Claim, RepoError> {
         let shared = &*self.shared;
         shared.check_poison()?;
@@ -227,17 +241,17 @@ impl PackWriter {
             shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
             return Ok(Claim::Known);
         }
-        if shared.index.maybe(id)
-            && let Some(place) = shared.index.find(id)?
-            // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
-            && !shared.index.is_lost(id)?
-        {
-            shared.used.lock().insert(place.pack);
-            shared.shard(id).lock().remove(id);
-            shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
-            return Ok(Claim::Known);
+        // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
+        if !shared.index.maybe(id) || shared.index.is_lost(id)? {
+            return Ok(Claim::New);
         }
-        Ok(Claim::New)
+        let Some(pack) = shared.confirmed_pack(id)? else {
+            return Ok(Claim::New);
+        };
+        shared.used.lock().insert(pack);
+        shared.shard(id).lock().remove(id);
+        shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
+        Ok(Claim::Known)
     }
 
     /// Seals a claimed blob into an open pack. `payload` is coded as `codec` says. Blocks while uploads are behind.
@@ -308,8 +322,9 @@ impl PackWriter {
         self.shared.unlisted_records.load(Ordering::Relaxed)
     }
 
-    /// Takes over a durable pack of an interrupted run.
+    /// Takes over a pack of an interrupted run that was seen to be durable.
     pub fn adopt(&self, pack: OwnPack) {
+        self.shared.presence.confirm(pack.pack);
         self.shared.used.lock().insert(pack.pack);
         self.shared
             .unlisted_records
@@ -369,9 +384,13 @@ impl PackWriter {
         self.shared.poison.lock().take()
     }
 
-    /// Stops the session: nothing can be published after this.
-    pub fn poison(&self, error: RepoError) {
-        self.shared.set_poison(error);
+    /// Stops the session: nothing can be published after this. Returns the error that every call meets from now on; the first
+    /// cause is kept ([`Self::take_cause`]).
+    pub fn poison(&self, error: RepoError) -> RepoError {
+        if !matches!(error, RepoError::Poisoned) {
+            self.shared.set_poison(error);
+        }
+        RepoError::Poisoned
     }
 }
 
@@ -392,6 +411,21 @@ impl Shared {
         } else {
             Ok(())
         }
+    }
+
+    /// The pack of a copy that is surely at the store. Looking for one that is not takes it out of the index, so that the next
+    /// lookup finds another copy, or none.
+    fn confirmed_pack(&self, id: &ChunkId) -> Result<Option<PackId>, RepoError> {
+        let mut refused = None;
+        while let Some(place) = self.index.find(id)? {
+            if place.session == self.session || self.presence.is_there(&place)? {
+                return Ok(Some(place.pack));
+            }
+            if refused.replace(place.pack) == Some(place.pack) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     fn set_poison(&self, error: RepoError) {

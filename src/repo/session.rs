@@ -49,6 +49,8 @@ pub struct Session<'r> {
     last_poll: Instant,
     history_listed: Instant,
     notes: Vec<String>,
+    /// Packs that were found absent before the last checkpoint, in words.
+    absent: Vec<String>,
     condemned: HashMap<SessionId, HashSet<PackId>>,
     lock: HostLock,
     lock_path: PathBuf,
@@ -160,6 +162,7 @@ impl<'r> Session<'r> {
             last_poll: Instant::now(),
             history_listed: if recovered { Instant::now() } else { history_listed },
             notes: Vec::new(),
+            absent: Vec::new(),
             condemned: HashMap::new(),
             lock,
             lock_path,
@@ -210,9 +213,14 @@ impl<'r> Session<'r> {
         let repo = self.repo;
         loop {
             let event = match action {
-                Action::ListDrops => Event::Drops {
-                    dropped: repo.sync_drops()?,
-                },
+                Action::ListDrops => {
+                    let mut state = HistoryState::default();
+                    let dropped = repo.sync_drops(&mut state)?;
+                    for (name, error) in state.broken {
+                        self.notes.push(format!("{name} does not count: {error}"));
+                    }
+                    Event::Drops { dropped }
+                }
                 Action::StatParent { parent } => {
                     let key = store_key(&ObjectName::Outcome(parent));
                     match repo.store.stat(&key) {
@@ -344,6 +352,21 @@ impl<'r> Session<'r> {
     /// Returns the pack writer.
     pub fn writer(&self) -> &PackWriter {
         &self.writer
+    }
+
+    /// Returns the packs that this session, or those that it goes on from, wanted to refer to, or looked for, and that the
+    /// store does not have, in words.
+    pub fn absent_packs(&self) -> Vec<String> {
+        let mut absent = self.absent.clone();
+        absent.extend(self.writer.absent_packs());
+        absent.sort();
+        absent.dedup();
+        absent
+    }
+
+    /// Whether there are any.
+    pub fn met_absent_packs(&self) -> bool {
+        !self.absent.is_empty() || self.writer.met_absent_packs()
     }
 
     /// Takes the notes for the user.
@@ -506,6 +529,7 @@ impl<'r> Session<'r> {
             .counts()
             .bytes_stored
             .fetch_add(size, std::sync::atomic::Ordering::Relaxed);
+        self.absent = self.absent_packs();
         self.id = next.id;
         self.writer = next.writer.clone();
         self.lock = next.lock;

@@ -1,17 +1,21 @@
-//! Which snapshots there are: the mirror of `snap/` and `drop/`, its checks against gaps and rollback, and how people
-//! name one.
+//! Which snapshots there are: the mirror of `snap/`, `drop/` and `hold/`, its checks against gaps and rollback, and how
+//! people name one.
 
 use super::error::{RepoError, object_error};
-use super::index::KnownOutcome;
+use super::index::{KnownOutcome, Mark};
 use super::open::{Repo, list_names, read_whole};
+use crate::edge::host;
 use crate::edge::store::Failure;
 use crate::pure::base::Timestamp;
 use crate::pure::format::manifest::Manifest;
-use crate::pure::format::mark::Drop;
+use crate::pure::format::mark::{Drop, DropKind, Hold};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome, flag};
 use crate::pure::id::{KeyId, SessionId};
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Under which name the index remembers the voided sessions.
+const VOIDED: &str = "voided";
 
 /// A published snapshot.
 #[derive(Clone, Debug)]
@@ -21,6 +25,8 @@ pub struct Snapshot {
     pub manifest: Manifest,
     pub flags: u64,
     pub kid: KeyId,
+    /// What its session had pinned.
+    pub pins: Vec<SessionId>,
 }
 
 impl Snapshot {
@@ -38,6 +44,34 @@ impl Snapshot {
         };
         self.is_partial() && all.iter().any(is_later)
     }
+
+    /// Whether this one was made from `other` by changing its tags, and nothing else.
+    pub fn replaces(&self, other: &Snapshot) -> bool {
+        let (new, old) = (&self.manifest, &other.manifest);
+        // Nearly all differ in their times, so the rest is seldom compared.
+        self.pins == [other.id]
+            && self.kind == other.kind
+            && (new.start, new.end) == (old.start, old.end)
+            && Manifest {
+                tags: old.tags.clone(),
+                ..new.clone()
+            } == *old
+    }
+}
+
+/// Returns which snapshots another one replaces, and which. There are some when changing tags was interrupted after the new
+/// snapshot was published and before the old one was dropped.
+pub fn replaced(snapshots: &[Snapshot]) -> HashMap<SessionId, SessionId> {
+    let by_id: HashMap<SessionId, &Snapshot> = snapshots.iter().map(|snapshot| (snapshot.id, snapshot)).collect();
+    let mut replaced = HashMap::new();
+    for new in snapshots {
+        for old in new.pins.iter().filter_map(|pin| by_id.get(pin)) {
+            if new.replaces(old) {
+                replaced.insert(old.id, new.id);
+            }
+        }
+    }
+    replaced
 }
 
 /// What a listing of the history found beside the good outcomes.
@@ -78,8 +112,8 @@ impl Filter {
 }
 
 impl Repo {
-    /// Brings the mirror of outcomes and drops up to date (two listings, one read for each outcome not seen before) and
-    /// checks the chains of every writer.
+    /// Brings the mirror of outcomes, drops and holds up to date (two or three listings, one read for each object not seen
+    /// before) and checks the chains of every writer.
     ///
     /// # Errors
     /// When the store cannot be listed or read. Unreadable outcomes are reported in the result instead.
@@ -87,12 +121,38 @@ impl Repo {
         self.sync_history_from(&self.list_outcomes()?)
     }
 
+    /// As [`Self::sync_history`], without drops and holds: for writers, who list drops when their session is registered
+    /// ([`Self::sync_drops`]), which cannot be done earlier instead.
+    ///
+    /// # Errors
+    /// As `sync_history`.
+    pub fn sync_history_to_write(&self) -> Result<HistoryState, RepoError> {
+        let mut state = HistoryState::default();
+        self.take_in_outcomes(&self.list_outcomes()?, &mut state)?;
+        self.forgive_voided(&mut state)?;
+        self.check_chains(&mut state)?;
+        Ok(state)
+    }
+
     fn sync_history_from(&self, listed: &[(SessionId, Option<Timestamp>)]) -> Result<HistoryState, RepoError> {
         let mut state = HistoryState::default();
         self.take_in_outcomes(listed, &mut state)?;
-        self.sync_drops_into(&mut state)?;
+        self.sync_marks_into(&mut state)?;
+        self.forgive_voided(&mut state)?;
         self.check_chains(&mut state)?;
         Ok(state)
+    }
+
+    /// An outcome that an admin has voided may be unreadable: that is why it was.
+    fn forgive_voided(&self, state: &mut HistoryState) -> Result<(), RepoError> {
+        let voided = self.voided()?;
+        let is_voided = |name: &str| {
+            voided
+                .iter()
+                .any(|session| name == ObjectName::Outcome(*session).to_string())
+        };
+        state.broken.retain(|(name, _)| !is_voided(name));
+        Ok(())
     }
 
     /// Lists `snap/` and takes in what is new.
@@ -190,7 +250,7 @@ impl Repo {
         let listed = self.list_outcomes()?;
         let mut unseen: Vec<_> = listed.iter().filter(|(session, _)| !known.contains(session)).collect();
         if unseen.len() > UNSEEN_MAX {
-            self.sync_drops()?;
+            self.sync_marks()?;
             unseen.sort_by_key(|(_, modified)| std::cmp::Reverse(*modified));
             let meant = |session: &SessionId| {
                 text.starts_with("latest") || {
@@ -238,46 +298,177 @@ impl Repo {
                 source: outcome.source,
                 created: outcome.created,
                 flags: outcome.flags,
-                dropped: false,
+                mark: Mark::None,
             },
             bytes,
         )?;
         Ok(())
     }
 
-    /// Lists `drop/` and marks what is forgotten.
+    /// Lists `drop/`, and `hold/` if anything is dropped, and notes what is forgotten and what is kept all the same.
     ///
     /// # Errors
     /// When the store cannot be listed or read.
-    pub fn sync_drops(&self) -> Result<Vec<SessionId>, RepoError> {
-        self.sync_drops_into(&mut HistoryState::default())
+    pub fn sync_marks(&self) -> Result<(), RepoError> {
+        self.sync_marks_into(&mut HistoryState::default())
     }
 
-    /// A drop counts when it verifies, as everything does: whoever can write to the store can make an object of that
-    /// name, and must not be able to hide a snapshot with it. Each is read once by a machine.
-    fn sync_drops_into(&self, state: &mut HistoryState) -> Result<Vec<SessionId>, RepoError> {
-        let mut dropped = Vec::new();
+    fn sync_marks_into(&self, state: &mut HistoryState) -> Result<(), RepoError> {
+        let drops = self.list_drops(state)?;
+        let held = self.list_held(&drops, state)?;
+        self.keep_marks(&drops, &|session| held.contains(session))
+    }
+
+    /// Lists `drop/` and returns every session that has one, held or not: what a session may not take for its parent
+    /// (format-spec chapter 16.2). Drops that do not verify are in `state`.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or read.
+    pub fn sync_drops(&self, state: &mut HistoryState) -> Result<Vec<SessionId>, RepoError> {
+        let drops = self.list_drops(state)?;
+        let held: HashSet<SessionId> = self
+            .index
+            .outcomes()?
+            .into_iter()
+            .filter(|known| known.mark == Mark::Held)
+            .map(|known| known.session)
+            .collect();
+        // Holds were not looked at, so those that were seen last time still count.
+        self.keep_marks(&drops, &|session| held.contains(session))?;
+        Ok(drops.into_iter().map(|(session, _)| session).collect())
+    }
+
+    fn keep_marks(
+        &self,
+        drops: &[(SessionId, DropKind)],
+        is_held: &dyn Fn(&SessionId) -> bool,
+    ) -> Result<(), RepoError> {
+        let mark = |(session, kind): &(SessionId, DropKind)| match kind {
+            // A hold keeps a snapshot; what is voided is none.
+            DropKind::Forget if is_held(session) => (*session, Mark::Held),
+            DropKind::Forget | DropKind::Void => (*session, Mark::Dropped),
+        };
+        self.index.set_marks(&drops.iter().map(mark).collect())?;
+        let mut voided: Vec<SessionId> = drops
+            .iter()
+            .filter(|(_, kind)| *kind == DropKind::Void)
+            .map(|(session, _)| *session)
+            .collect();
+        voided.sort_unstable();
+        let stored: Vec<u8> = voided.iter().flat_map(|session| session.0).collect();
+        if self.index.recall(VOIDED)?.unwrap_or_default() != stored {
+            self.index.remember(VOIDED, &stored)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the sessions that have ended without anything: an admin has voided their outcome (format-spec chapter 9.4). As of
+    /// the last listing of drops.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub fn voided(&self) -> Result<HashSet<SessionId>, RepoError> {
+        let stored = self.index.recall(VOIDED)?.unwrap_or_default();
+        let (ids, _) = stored.as_chunks::<16>();
+        Ok(ids.iter().map(|id| SessionId(*id)).collect())
+    }
+
+    /// A drop counts when it verifies, as everything does: whoever can write to the store can make an object of that name, and
+    /// must not be able to hide a snapshot with it. Each is read once by a machine.
+    fn list_drops(&self, state: &mut HistoryState) -> Result<Vec<(SessionId, DropKind)>, RepoError> {
+        let mut drops = Vec::new();
         for (name, _) in list_names(&*self.store, "drop/")? {
             let ObjectName::Drop(session) = name else { continue };
             let memory = format!("verified-{name}");
-            if self.index.recall(&memory)?.is_none() {
-                let bytes = match read_whole(&*self.store, &name, "the mark of a forgotten snapshot") {
-                    Ok(bytes) => bytes,
-                    Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => continue,
-                    Err(error) => return Err(error),
-                };
-                if let Err(error) = Drop::decode(&bytes, &session, &self.keys, &self.verifier) {
-                    state
-                        .broken
-                        .push((name.to_string(), object_error("opening", &name)(error)));
-                    continue;
+            let known = match self.index.recall(&memory)?.as_deref() {
+                Some([1]) => Some(DropKind::Forget),
+                Some([2]) => Some(DropKind::Void),
+                _ => None,
+            };
+            let kind = match known {
+                Some(kind) => kind,
+                None => {
+                    let bytes = match read_whole(&*self.store, &name, "the mark of a forgotten snapshot") {
+                        Ok(bytes) => bytes,
+                        Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => continue,
+                        Err(error) => return Err(error),
+                    };
+                    match Drop::decode(&bytes, &session, &self.keys, &self.verifier) {
+                        Ok(drop) => {
+                            self.index.remember(&memory, &[drop.kind as u8])?;
+                            drop.kind
+                        }
+                        Err(error) => {
+                            state
+                                .broken
+                                .push((name.to_string(), object_error("opening", &name)(error)));
+                            continue;
+                        }
+                    }
                 }
-                self.index.remember(&memory, &[])?;
-            }
-            dropped.push(session);
+            };
+            drops.push((session, kind));
         }
-        self.index.set_dropped(&dropped)?;
-        Ok(dropped)
+        Ok(drops)
+    }
+
+    /// Which of the forgotten sessions a hold keeps. When nothing is forgotten, holds make no difference and are not listed.
+    fn list_held(
+        &self,
+        drops: &[(SessionId, DropKind)],
+        state: &mut HistoryState,
+    ) -> Result<HashSet<SessionId>, RepoError> {
+        let forgotten: HashSet<SessionId> = drops
+            .iter()
+            .filter(|(_, kind)| *kind == DropKind::Forget)
+            .map(|(session, _)| *session)
+            .collect();
+        let mut held = HashSet::new();
+        if forgotten.is_empty() {
+            return Ok(held);
+        }
+        for (name, _) in list_names(&*self.store, "hold/")? {
+            let ObjectName::Hold(session, label) = &name else {
+                continue;
+            };
+            if !forgotten.contains(session) || held.contains(session) {
+                continue;
+            }
+            match self.hold_end(&name, session, label) {
+                Ok(until) => {
+                    if until.is_none_or(|until| until >= host::now()) {
+                        held.insert(*session);
+                    }
+                }
+                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {}
+                // Who may not read it cannot know better, and errs on the side of keeping.
+                Err(RepoError::Store { source, .. }) if source.class == Failure::Denied => {
+                    held.insert(*session);
+                }
+                Err(error @ RepoError::Object { .. }) => state.broken.push((name.to_string(), error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(held)
+    }
+
+    /// Until when a hold keeps its snapshot; `None`: for ever. Each is read once by a machine.
+    fn hold_end(&self, name: &ObjectName, session: &SessionId, label: &str) -> Result<Option<Timestamp>, RepoError> {
+        let memory = format!("verified-{name}");
+        if let Some(stored) = self.index.recall(&memory)? {
+            if stored.is_empty() {
+                return Ok(None);
+            }
+            if let Ok(until) = stored.try_into() {
+                return Ok(Some(Timestamp(i64::from_le_bytes(until))));
+            }
+        }
+        let bytes = read_whole(&*self.store, name, "a hold on a snapshot")?;
+        let hold =
+            Hold::decode(&bytes, session, label, &self.keys, &self.verifier).map_err(object_error("opening", name))?;
+        let stored = hold.until.map_or(Vec::new(), |until| until.0.to_le_bytes().to_vec());
+        self.index.remember(&memory, &stored)?;
+        Ok(hold.until)
     }
 
     /// Checks every writer's chain for missing numbers, broken links, forks and heads that went backwards
@@ -364,18 +555,19 @@ impl Repo {
             manifest,
             flags: stored.outcome.flags,
             kid: stored.outcome.kid,
+            pins: stored.outcome.pins,
         })
     }
 
-    /// Returns the snapshots of the mirror that are not dropped, oldest first. Checkpoints are included, before what
-    /// their run came to.
+    /// Returns the snapshots of the mirror that are not dropped, or are held, oldest first. Checkpoints are included,
+    /// before what their run came to.
     ///
     /// # Errors
     /// When a manifest cannot be opened.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, RepoError> {
         let mut snapshots = Vec::new();
         for known in self.index.outcomes()? {
-            if !known.dropped && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
+            if !known.is_dropped() && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
                 snapshots.push(self.snapshot(&known.session)?);
             }
         }
@@ -397,7 +589,13 @@ impl Repo {
     ) -> Result<Snapshot, RepoError> {
         let none = || RepoError::NoSuchSnapshot(text.to_owned());
         let mut candidates = self.snapshots()?;
-        candidates.retain(|snapshot| filter.accepts(snapshot));
+        let replaced = if text.starts_with("latest") || text.starts_with('@') {
+            replaced(&candidates)
+        } else {
+            // Who gives an id means that one.
+            HashMap::new()
+        };
+        candidates.retain(|snapshot| filter.accepts(snapshot) && !replaced.contains_key(&snapshot.id));
         if let Some(rest) = text.strip_prefix("latest") {
             if let Some(label) = rest.strip_prefix(':') {
                 candidates.retain(|snapshot| snapshot.manifest.source.label == label);

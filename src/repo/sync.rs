@@ -74,7 +74,12 @@ impl Repo {
                 _ => {}
             }
         }
+        let voided = self.voided()?;
         for known in self.index.outcomes()? {
+            // Nothing of a voided session is accepted, whatever its outcome says: its runs stay among those that are not.
+            if voided.contains(&known.session) {
+                continue;
+            }
             let Some(accepted) = self.accepted_runs(&known.session)? else {
                 continue;
             };

@@ -35,6 +35,8 @@ pub struct SmallRepo {
     /// The admin first.
     pub holders: Vec<Holder>,
     secrets: EpochSecrets,
+    /// Who signed the newest configuration.
+    config_signer: usize,
 }
 
 impl SmallRepo {
@@ -75,6 +77,7 @@ impl SmallRepo {
             config,
             holders: vec![admin],
             secrets,
+            config_signer: 0,
         };
         small.write_protector(store, 0, 0, credential)?;
         small.write_grant(store, 0, 0)?;
@@ -153,7 +156,8 @@ impl SmallRepo {
 
     fn write_config(&self, store: &dyn Store) -> Result<(), RepoError> {
         let name = ObjectName::Config(self.config.sequence);
-        create_new(store, &name, self.config.encode(&self.signer(0)), "the configuration")
+        let sealed = self.config.encode(&self.signer(self.config_signer));
+        create_new(store, &name, sealed, "the configuration")
     }
 
     /// Publishes the next configuration.
@@ -161,7 +165,21 @@ impl SmallRepo {
     /// # Errors
     /// When the store fails.
     pub fn change_config(&mut self, store: &dyn Store, change: impl FnOnce(&mut Config)) -> Result<(), RepoError> {
-        let previous = self.config.encode(&self.signer(0));
+        self.change_config_as(store, 0, change)
+    }
+
+    /// Publishes the next configuration, signed by any holder.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn change_config_as(
+        &mut self,
+        store: &dyn Store,
+        signer: usize,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<(), RepoError> {
+        let previous = self.config.encode(&self.signer(self.config_signer));
+        self.config_signer = signer;
         self.config.previous = Some(Repo::object_hash(&previous));
         self.config.sequence += 1;
         self.config.created = host::now();

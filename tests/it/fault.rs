@@ -9,7 +9,7 @@
 use crate::story::{noise, options, tree};
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
-use larder::ops::{OpError, Progress, backup, check, restore};
+use larder::ops::{OpError, Progress, backup, check, dump, restore, tag};
 use larder::pure::base::{Explain, Kind};
 use larder::pure::chunk::Profile;
 use larder::pure::crypto::Secret;
@@ -22,6 +22,7 @@ use larder::repo::Repo;
 use larder::repo::error::RepoError;
 use larder::repo::open::{self, Credential, LocalOptions, create_new};
 use larder::repo::session::Session;
+use larder::repo::snapshots::replaced;
 use larder::source::files::{ExcludesBuilder, WalkOptions};
 use larder::target::files::{MetaPolicy, Overwrite};
 use larder::testing::fault_store::{Fault, FaultStore};
@@ -176,6 +177,8 @@ impl Scene {
         create_new(&store, &ObjectName::Condemnation(generation), body, "a condemnation").unwrap();
         drop(repo);
         std::fs::write(source.join("changes"), noise(3, 30_000)).unwrap();
+        // The same content with new times: its chunks are looked up, and the pack that has them is looked for.
+        std::fs::write(source.join("old"), noise(1, 200_000)).unwrap();
         std::fs::write(source.join("new"), noise(4, 1_400_000)).unwrap();
         std::fs::write(source.join("sub/new"), noise(5, 100_000)).unwrap();
         let night2 = tree(&source);
@@ -209,6 +212,11 @@ impl Scene {
         assert!(
             counted.log().iter().any(|call| call.ends_with("/0001")),
             "no acknowledgement: {:#?}",
+            counted.log()
+        );
+        assert!(
+            counted.log().iter().any(|call| call.starts_with("looking at data/")),
+            "no pack is looked for: {:#?}",
             counted.log()
         );
         scene.assert_sound(&store, "without a fault");
@@ -472,6 +480,101 @@ fn crash_during_recovery_is_only_one_more_crash() {
         "{cases} crashes during recovery; {:.0} s",
         started.elapsed().as_secs_f64()
     );
+}
+
+/// Changing tags writes a snapshot and drops another one. Wherever it dies, one of the two is there; a person sees which is
+/// which; doing it again completes it.
+#[test]
+fn snapshot_tag_that_dies_loses_nothing_and_can_be_repeated() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), noise(1, 50_000)).unwrap();
+    let store = MemoryStore::new();
+    SmallRepo::init(&store, &admin()).unwrap();
+    let cache = dir.path().join("cache");
+    let first = back_up(Arc::new(store.clone()), &cache, &admin(), &source)
+        .unwrap()
+        .snapshot
+        .unwrap();
+    let tags = [String::from("kept")];
+    let tag = |store: Arc<dyn Store>, cache: &Path, name: &str| -> Result<SessionId, OpError> {
+        let repo = try_open(store, cache, &admin())?;
+        repo.sync_history()?;
+        let snapshot = repo.resolve(name, &Default::default(), &|_| None)?;
+        tag::run(&repo, &snapshot, &tags, &[])
+    };
+    let (mut call, mut open, mut cases, mut both_seen) = (0, true, 0, 0);
+    while open {
+        open = false;
+        for fault in Fault::at(call) {
+            cases += 1;
+            let store = store.fork();
+            let machine = dir.path().join(format!("machine{cases}"));
+            copy_dir(&cache, &machine);
+            let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
+            let result = tag(faulty.clone(), &machine, &first.to_string());
+            if !faulty.has_failed() {
+                assert!(result.is_ok());
+                continue;
+            }
+            open = true;
+            let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
+            // On another machine: what was backed up is there, and it is clear which one is meant.
+            let other = dir.path().join(format!("other{cases}"));
+            let repo = try_open(Arc::new(store.clone()), &other, &admin()).unwrap();
+            let report = check::run(&repo, &check::Options::default(), &Progress::default()).unwrap();
+            assert!(report.findings.is_empty(), "{when}: {:?}", report.findings);
+            let snapshots = repo.snapshots().unwrap();
+            assert!((1..=2).contains(&snapshots.len()), "{when}: {}", snapshots.len());
+            for snapshot in &snapshots {
+                let mut out = Vec::new();
+                let path = source.join("file");
+                let path = path.as_os_str().as_encoded_bytes();
+                dump::file(&repo, snapshot, path, 1, &mut out, &Progress::default()).unwrap();
+                assert!(out == noise(1, 50_000), "{when}");
+            }
+            let latest = repo.resolve("latest", &Default::default(), &|_| None).unwrap();
+            let replaced = replaced(&snapshots);
+            if snapshots.len() == 2 {
+                both_seen += 1;
+                assert_eq!(replaced.get(&first), Some(&latest.id), "{when}");
+                assert_eq!(latest.manifest.tags, tags, "{when}");
+            } else {
+                assert!(replaced.is_empty(), "{when}");
+                assert_eq!(latest.id, snapshots[0].id, "{when}");
+            }
+            drop(repo);
+            // Again, by the old name and by the new one, here and there.
+            let by_old = snapshots.iter().any(|snapshot| snapshot.id == first);
+            let mut names = vec![String::from("latest")];
+            names.extend(by_old.then(|| first.to_string()));
+            for name in names {
+                for machine in [&machine, &other] {
+                    let store = store.fork();
+                    let id = tag(Arc::new(store.clone()), machine, &name)
+                        .unwrap_or_else(|error| panic!("{when}, again {name}: {}", check::chain(&error)));
+                    let fresh = dir.path().join("fresh");
+                    let repo = try_open(Arc::new(store), &fresh, &admin()).unwrap();
+                    repo.sync_history().unwrap();
+                    let left = repo.snapshots().unwrap();
+                    let found: Vec<_> = left
+                        .iter()
+                        .map(|snapshot| (snapshot.id, &snapshot.manifest.tags))
+                        .collect();
+                    assert_eq!(found, [(id, &tags.to_vec())], "{when}, again {name}");
+                    drop(repo);
+                    std::fs::remove_dir_all(fresh).unwrap();
+                    // The next round is on a store that has not seen this one.
+                    std::fs::remove_dir_all(machine).unwrap();
+                    copy_dir(&cache, machine);
+                }
+            }
+        }
+        call += 1;
+    }
+    eprintln!("{cases} cases, {both_seen} of them left both snapshots");
+    assert!(both_seen > 0);
 }
 
 /// Another machine makes a whole backup between any two calls of this one: with a key of its own, and with the same

@@ -9,8 +9,10 @@ use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::pure::format::manifest::{RootKind, SourceProblem, Stats};
 use crate::pure::format::outcome::{OutcomeKind, flag};
-use crate::repo::snapshots::{HistoryState, Snapshot, short_id};
+use crate::pure::id::SessionId;
+use crate::repo::snapshots::{HistoryState, Snapshot, replaced, short_id};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::time::Duration;
 
 pub fn run(context: &Context, command: SnapshotCommand) -> Result<(), Failure> {
@@ -40,6 +42,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
     let (repo, history) = context.repo_with_history()?;
     let filter = args.filter.to_filter();
     let all = repo.snapshots()?;
+    let replaced = replaced(&all);
     let mut snapshots: Vec<&Snapshot> = all.iter().collect();
     snapshots.retain(|snapshot| {
         let start = snapshot.manifest.start;
@@ -47,7 +50,12 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
     });
     let output = &context.output;
     if output.json {
-        let rows: Vec<Value> = snapshots.iter().map(|snapshot| snapshot_json(snapshot, &all)).collect();
+        let row = |snapshot: &&Snapshot| {
+            let mut row = snapshot_json(snapshot, &all);
+            row["replaced_by"] = json!(replaced.get(&snapshot.id).map(ToString::to_string));
+            row
+        };
+        let rows: Vec<Value> = snapshots.iter().map(row).collect();
         output.json(&json!({
             "type": "snapshots", "version": 1, "snapshots": rows, "gaps": history.gaps,
             "broken": history.broken.iter().map(|(name, error)| {
@@ -55,7 +63,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
             }).collect::<Vec<_>>(),
         }))?;
     } else {
-        table(context, &snapshots, &all)?;
+        table(context, &snapshots, &all, &replaced)?;
     }
     verdict(&history)
 }
@@ -83,7 +91,12 @@ fn verdict(history: &HistoryState) -> Result<(), Failure> {
     }
 }
 
-fn table(context: &Context, snapshots: &[&Snapshot], all: &[Snapshot]) -> Result<(), Failure> {
+fn table(
+    context: &Context,
+    snapshots: &[&Snapshot],
+    all: &[Snapshot],
+    replaced: &HashMap<SessionId, SessionId>,
+) -> Result<(), Failure> {
     let output = &context.output;
     if snapshots.is_empty() {
         return output.say("no snapshots");
@@ -98,6 +111,9 @@ fn table(context: &Context, snapshots: &[&Snapshot], all: &[Snapshot]) -> Result
                 .fold(0u64, |sum, root| sum.saturating_add(root.bytes));
             let mut remarks: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
             remarks.extend(state(snapshot, all).into_iter().map(|word| format!("({word})")));
+            // Changing its tags was interrupted; doing so again drops it.
+            let by = replaced.get(&snapshot.id).map(short_id);
+            remarks.extend(by.map(|by| format!("(replaced by {by})")));
             [
                 short_id(&snapshot.id),
                 local_time(manifest.start),

@@ -9,8 +9,8 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
-use crate::repo::index::{IndexError, NodeCache};
-use crate::repo::pack_writer::{Claim, CurrentWriter};
+use crate::repo::index::{IndexError, LocalIndex, NodeCache};
+use crate::repo::pack_writer::{Claim, CurrentWriter, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -70,7 +70,14 @@ impl<'a> BlobWorker<'a> {
 
     fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
         // One writer for claim and blob: a checkpoint waits for this.
-        let writer = self.writer.get();
+        let current = self.writer;
+        let writer = current.get();
+        // Another thread may have been told that the blob is being written here: without it nothing may be published (I-12).
+        self.try_store(&writer, ty, id, raw)
+            .map_err(|error| writer.poison(error))
+    }
+
+    fn try_store(&mut self, writer: &PackWriter, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
         if writer.claim(id)? == Claim::Known {
             return Ok(());
         }
@@ -92,8 +99,9 @@ impl ListSink for BlobWorker<'_> {
 }
 
 /// Takes the nodes of a tree that is being built. Nodes of the parent tree are known without asking the index: they are
-/// referenced through the pin (format-spec chapter on concurrency, "by reference").
+/// referenced through the pin (format-spec chapter on concurrency, "by reference"), unless packs are known to be absent.
 pub struct NodeWriter<'a> {
+    index: &'a LocalIndex,
     worker: BlobWorker<'a>,
     parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
     /// Inner nodes, for the manifest's hints.
@@ -110,11 +118,13 @@ const FRESH_BYTES_MAX: usize = 4 << 20;
 impl<'a> NodeWriter<'a> {
     /// Writes through `worker`.
     pub fn new(
+        index: &'a LocalIndex,
         worker: BlobWorker<'a>,
         parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
         cache: &'a NodeCache,
     ) -> NodeWriter<'a> {
         NodeWriter {
+            index,
             worker,
             parent_nodes,
             inner: Vec::new(),
@@ -145,7 +155,7 @@ impl NodeSink for NodeWriter<'_> {
         if level > 0 {
             self.inner.push(id);
         }
-        if self.parent_nodes.lock().contains(&id) {
+        if self.parent_nodes.lock().contains(&id) && !self.index.has_absent()? {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;

@@ -25,7 +25,7 @@ use crate::pure::format::session::SessionRole;
 use crate::pure::id::{SessionId, SourceId};
 use crate::pure::tree::build::{BuiltTree, TreeBuilder};
 use crate::repo::error::object_error;
-use crate::repo::index::KnownOutcome;
+use crate::repo::index::{KnownOutcome, Mark};
 use crate::repo::lock::HostLock;
 use crate::repo::pack_writer::Durable;
 use crate::repo::session::{OutcomeLabel, Session};
@@ -68,6 +68,20 @@ pub enum Input {
     },
     /// One stream of bytes under a name.
     Stream(Stream),
+}
+
+impl Input {
+    /// The same once more; not of a stream, which is gone when it has been read.
+    fn again(&self) -> Option<Input> {
+        match self {
+            Input::Stream(_) => None,
+            Input::Paths { roots, walk, excludes } => Some(Input::Paths {
+                roots: roots.clone(),
+                walk: walk.clone(),
+                excludes: excludes.clone(),
+            }),
+        }
+    }
 }
 
 /// Which snapshot is compared against.
@@ -182,29 +196,36 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
     let _overlap =
         HostLock::try_take(&repo.state_dir.join(format!("source-{source}.lock")))?.ok_or(RepoError::Overlap)?;
     let listed = Instant::now();
-    let history = repo.sync_history()?;
+    let history = if options.dry_run {
+        repo.sync_history()?
+    } else {
+        repo.sync_history_to_write()?
+    };
     let mut report = Report {
         gaps: history.gaps.clone(),
         ..Report::default()
     };
     report.notes.extend(describe(&history));
-    let parents = choose_parents(repo, &source, &options.parent)?;
-    report.compared_with(&parents);
+    let mut parents = choose_parents(repo, &source, &options.parent)?;
     if options.dry_run {
         return plan::dry_run(repo, input, &parents, report, progress);
     }
-    let mut session = Session::begin(
-        repo,
-        parents.iter().map(|parent| parent.id),
-        SessionRole::Backup,
-        options.uploads,
-        listed,
-    )?;
+    let begin = |parents: &[Snapshot]| {
+        let parents = parents.iter().map(|parent| parent.id);
+        Session::begin(repo, parents, SessionRole::Backup, options.uploads, listed)
+    };
+    let mut session = begin(&parents)?;
+    if session.parents().len() < parents.len() && options.parent == ParentChoice::Newest {
+        // One was dropped since this machine last looked. Going without it would read again what it holds.
+        let others = choose_parents(repo, &source, &options.parent)?;
+        if others.iter().any(|other| !session.parents().contains(&other.id)) {
+            session.abandon();
+            parents = others;
+            session = begin(&parents)?;
+        }
+    }
     report.notes.extend(session.take_notes());
-    let parents: Vec<Snapshot> = parents
-        .into_iter()
-        .filter(|parent| session.parents().contains(&parent.id))
-        .collect();
+    parents.retain(|parent| session.parents().contains(&parent.id));
     report.compared_with(&parents);
     for checkpoint in &report.resumed {
         let id = short_id(checkpoint);
@@ -212,16 +233,16 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
             .notes
             .push(format!("goes on from checkpoint {id} of a run that did not end"));
     }
-    let outcome = write(
+    let pass = Pass {
         repo,
-        &mut session,
-        input,
         options,
-        &parents,
         source,
         progress,
-        &mut report.checkpoints,
-    );
+        interval: options.checkpoints,
+        is_last: false,
+    };
+    let outcome = write(&pass, &mut session, input, parents, &mut report.checkpoints);
+    report.notes.extend(describe_absent(&session.absent_packs()));
     let (durable, manifest) = match outcome {
         Ok(whole) => whole,
         Err(error) => {
@@ -282,6 +303,18 @@ fn describe(history: &HistoryState) -> Vec<String> {
     broken.chain(history.forks.iter().cloned()).collect()
 }
 
+fn describe_absent(packs: &[String]) -> Option<String> {
+    let first = packs.first()?;
+    let others = match packs.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more packs)"),
+    };
+    Some(format!(
+        "{first}{others}: what this backup needs of it was stored again; older snapshots may be damaged, \
+         `larder repo check` says which"
+    ))
+}
+
 /// Chooses what to compare with; the first in which an entry is unchanged counts. A parent that cannot be opened costs
 /// time, not the backup.
 fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Result<Vec<Snapshot>, OpError> {
@@ -291,7 +324,7 @@ fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resu
         ParentChoice::Newest => {}
     }
     let mut known = repo.index.outcomes()?;
-    known.retain(|known| !known.dropped && known.source.as_ref() == Some(source));
+    known.retain(|known| known.mark == Mark::None && known.source.as_ref() == Some(source));
     let age = |known: &KnownOutcome| (known.created, known.session);
     let of_kind = |kind| known.iter().filter(move |known| known.kind == kind);
     let whole = of_kind(OutcomeKind::Commit).max_by_key(|known| age(known));
@@ -314,148 +347,201 @@ fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resu
     Ok(parents)
 }
 
-/// Everything between registration and publication.
-#[expect(clippy::too_many_arguments, reason = "called once, by the function above")]
+/// Everything between registration and publication: one pass through the source, or two.
 fn write(
-    repo: &Repo,
+    first: &Pass<'_>,
     session: &mut Session<'_>,
     input: Input,
-    options: &Options,
-    parents: &[Snapshot],
-    source: SourceId,
-    progress: &Progress,
+    mut parents: Vec<Snapshot>,
     checkpoints: &mut Vec<SessionId>,
 ) -> Result<(Durable, Manifest), OpError> {
-    let start = host::now();
-    let (chunker, profile) = repo.config.chunker().ok_or_else(|| {
-        RepoError::Internal("the configuration has no chunker profile that this version knows".into())
-    })?;
-    let gear = repo
-        .keys
-        .gear()
-        .map_err(|error| object_error("using", "the chunking key")(error.into()))?;
-    let cutter = Cutter::new(profile, gear);
-    let level = options.zstd_level.unwrap_or(repo.config.zstd_level);
-    let threads = options.threads.max(1);
-    let (offers, chunk_tasks) = bounded(2 * threads);
-    let (job_sender, jobs) = bounded::<work::Job>(64 * threads);
-    let (order_sender, order) = bounded::<Slot>(ORDER_MAX);
-    let problems = Problems::default();
-    let is_stream = matches!(input, Input::Stream(_));
-    let shared = Shared {
-        cutter: &cutter,
-        params: repo.config.tree,
-        offers,
-        buffers: Mutex::new(Vec::new()),
-        progress,
-        problems: &problems,
-        gate: Gate::new(options.checkpoints.filter(|_| !is_stream)),
-        stop: AtomicBool::new(false),
-        stream_failure: Mutex::new(None),
+    // What is read without a parent needs no second look, and a stream cannot have one.
+    let again = input.again().filter(|_| !parents.is_empty());
+    let first = Pass {
+        is_last: again.is_none(),
+        ..*first
     };
-    let counts = plan::Counts::default();
-    let parent_nodes = Arc::new(Mutex::new(HashSet::new()));
-    let parent_trees: Vec<plan::Parent<'_>> = parents
-        .iter()
-        .map(|parent| plan::Parent::open(repo, parent))
-        .collect::<Result<_, _>>()?;
-    let (kind, roots, stopper) = match &input {
-        Input::Paths { roots, .. } => (
-            RootKind::Posix,
-            roots.iter().map(|root| plan::bytes_of(root)).collect(),
-            None,
-        ),
-        Input::Stream(stream) => (RootKind::StreamSet, vec![Vec::new()], stream.stopper()),
-    };
-    let draft = Draft {
-        repo,
-        source,
-        host: &options.host,
-        label: &options.label,
-        tags: &options.tags,
-        start,
-        kind,
-        roots,
-        chunker,
-        problems: &problems,
-        counts: &counts,
-    };
-    let writer = session.current_writer();
-    let alive = AtomicUsize::new(threads + 1);
-    let built: Result<_, OpError> = std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (jobs, chunk_tasks) = (jobs.clone(), chunk_tasks.clone());
-            let (shared, problems, writer, alive) = (&shared, &problems, &*writer, &alive);
-            let stream_reading = &counts.bytes_read;
-            scope.spawn(move || {
-                let _alive = Alive(alive);
-                let worker = BlobWorker::new(&repo.keys, writer, level);
-                work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
-            });
-        }
-        drop(chunk_tasks);
-        drop(jobs);
-        let planner = {
-            let (parent_nodes, problems, counts, alive) = (parent_nodes.clone(), &problems, &counts, &alive);
-            let parents = parent_trees.as_slice();
-            scope.spawn(move || {
-                let _alive = Alive(alive);
-                let plan = plan::Planner {
-                    repo,
-                    parents,
-                    parent_nodes,
-                    problems,
-                    counts,
-                    progress,
-                    numbers: AtomicU64::new(0),
-                };
-                plan.run(input, &job_sender, &order_sender);
-            })
-        };
-        let mut assembly = Assembly {
-            repo,
-            session,
-            shared: &shared,
-            draft: &draft,
-            nodes: NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes, &repo.nodes),
-            trees: Vec::new(),
-            builder: None,
-            last_key: None,
-            ticked: Instant::now(),
-            tick: options
-                .checkpoints
-                .map_or(TICK, |interval| interval.time.clamp(TICK_MIN, TICK)),
-            checkpoints,
-        };
-        let mut result = assembly.build(&order);
-        // Lets the planner and the workers run out when the tree could not be built.
-        drop(order);
-        if result.is_err() {
-            shared.stop.store(true, Ordering::Release);
-            if let Some(stopper) = &stopper {
-                stopper.stop();
-            }
-            if progress.is_cancelled() {
-                leave_stuck_threads(assembly.session, &alive, progress);
-            }
-        }
-        if planner.join().is_err() {
-            result = Err(RepoError::Internal("the planning thread panicked".into()).into());
-        }
-        result?;
-        assembly.nodes.flush()?;
-        Ok((assembly.trees, assembly.nodes.inner))
-    });
-    if !matches!(built, Err(OpError::Interrupted))
-        && let Some(failure) = shared.stream_failure.lock().take()
+    let mut whole = first.run(session, input, &parents, checkpoints)?;
+    if whole.is_none()
+        && let Some(input) = again
     {
-        return Err(failure.into());
+        // Entries that were taken over before this was known may refer to what is absent. Now they are looked up; what was
+        // read in the first pass is known. What the last checkpoint holds need not even be read. It stays pinned as long as
+        // no other takes its place, so this pass makes none.
+        let own = checkpoints.last().and_then(|last| first.repo.snapshot(last).ok());
+        parents.splice(..0, own);
+        let second = Pass {
+            interval: None,
+            is_last: true,
+            ..first
+        };
+        whole = second.run(session, input, &parents, checkpoints)?;
     }
-    let (trees, inner) = built?;
-    let durable = session.make_durable()?;
-    let parents = session.parents().to_vec();
-    let manifest = draft.manifest(&trees, &parents, None, &inner, session.writer().counts())?;
-    Ok((durable, manifest))
+    whole.ok_or_else(|| RepoError::Internal("the last pass through the source was not the last".into()).into())
+}
+
+/// One pass through the source.
+struct Pass<'a> {
+    repo: &'a Repo,
+    options: &'a Options,
+    source: SourceId,
+    progress: &'a Progress,
+    /// When it makes checkpoints.
+    interval: Option<Interval>,
+    /// Whether there can be no other.
+    is_last: bool,
+}
+
+impl Pass<'_> {
+    /// Reads what has changed and builds the trees. `None`: packs were found absent, so another pass has to look at what
+    /// this one has taken over.
+    fn run(
+        &self,
+        session: &mut Session<'_>,
+        input: Input,
+        parents: &[Snapshot],
+        checkpoints: &mut Vec<SessionId>,
+    ) -> Result<Option<(Durable, Manifest)>, OpError> {
+        let Pass {
+            repo,
+            options,
+            source,
+            progress,
+            interval,
+            ..
+        } = *self;
+        let start = host::now();
+        let (chunker, profile) = repo.config.chunker().ok_or_else(|| {
+            RepoError::Internal("the configuration has no chunker profile that this version knows".into())
+        })?;
+        let gear = repo
+            .keys
+            .gear()
+            .map_err(|error| object_error("using", "the chunking key")(error.into()))?;
+        let cutter = Cutter::new(profile, gear);
+        let level = options.zstd_level.unwrap_or(repo.config.zstd_level);
+        let threads = options.threads.max(1);
+        let (offers, chunk_tasks) = bounded(2 * threads);
+        let (job_sender, jobs) = bounded::<work::Job>(64 * threads);
+        let (order_sender, order) = bounded::<Slot>(ORDER_MAX);
+        let problems = Problems::default();
+        let shared = Shared {
+            cutter: &cutter,
+            params: repo.config.tree,
+            offers,
+            buffers: Mutex::new(Vec::new()),
+            progress,
+            problems: &problems,
+            gate: Gate::new(interval.filter(|_| !matches!(input, Input::Stream(_)))),
+            stop: AtomicBool::new(false),
+            stream_failure: Mutex::new(None),
+        };
+        let counts = plan::Counts::default();
+        let parent_nodes = Arc::new(Mutex::new(HashSet::new()));
+        let parent_trees: Vec<plan::Parent<'_>> = parents
+            .iter()
+            .map(|parent| plan::Parent::open(repo, parent))
+            .collect::<Result<_, _>>()?;
+        let (kind, roots, stopper) = match &input {
+            Input::Paths { roots, .. } => (
+                RootKind::Posix,
+                roots.iter().map(|root| plan::bytes_of(root)).collect(),
+                None,
+            ),
+            Input::Stream(stream) => (RootKind::StreamSet, vec![Vec::new()], stream.stopper()),
+        };
+        let draft = Draft {
+            repo,
+            source,
+            host: &options.host,
+            label: &options.label,
+            tags: &options.tags,
+            start,
+            kind,
+            roots,
+            chunker,
+            problems: &problems,
+            counts: &counts,
+        };
+        let writer = session.current_writer();
+        let alive = AtomicUsize::new(threads + 1);
+        let built: Result<_, OpError> = std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let (jobs, chunk_tasks) = (jobs.clone(), chunk_tasks.clone());
+                let (shared, problems, writer, alive) = (&shared, &problems, &*writer, &alive);
+                let stream_reading = &counts.bytes_read;
+                scope.spawn(move || {
+                    let _alive = Alive(alive);
+                    let worker = BlobWorker::new(&repo.keys, writer, level);
+                    work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
+                });
+            }
+            drop(chunk_tasks);
+            drop(jobs);
+            let planner = {
+                let (parent_nodes, problems, counts, alive) = (parent_nodes.clone(), &problems, &counts, &alive);
+                let parents = parent_trees.as_slice();
+                scope.spawn(move || {
+                    let _alive = Alive(alive);
+                    let plan = plan::Planner {
+                        repo,
+                        parents,
+                        parent_nodes,
+                        problems,
+                        counts,
+                        progress,
+                        numbers: AtomicU64::new(0),
+                    };
+                    plan.run(input, &job_sender, &order_sender);
+                })
+            };
+            let worker = BlobWorker::new(&repo.keys, &writer, level);
+            let mut assembly = Assembly {
+                repo,
+                session,
+                shared: &shared,
+                draft: &draft,
+                nodes: NodeWriter::new(&repo.index, worker, parent_nodes, &repo.nodes),
+                trees: Vec::new(),
+                builder: None,
+                last_key: None,
+                ticked: Instant::now(),
+                tick: interval.map_or(TICK, |interval| interval.time.clamp(TICK_MIN, TICK)),
+                checkpoints,
+            };
+            let mut result = assembly.build(&order);
+            // Lets the planner and the workers run out when the tree could not be built.
+            drop(order);
+            if result.is_err() {
+                shared.stop.store(true, Ordering::Release);
+                if let Some(stopper) = &stopper {
+                    stopper.stop();
+                }
+                if progress.is_cancelled() {
+                    leave_stuck_threads(assembly.session, &alive, progress);
+                }
+            }
+            if planner.join().is_err() {
+                result = Err(RepoError::Internal("the planning thread panicked".into()).into());
+            }
+            result?;
+            assembly.nodes.flush()?;
+            Ok((assembly.trees, assembly.nodes.inner))
+        });
+        if !matches!(built, Err(OpError::Interrupted))
+            && let Some(failure) = shared.stream_failure.lock().take()
+        {
+            return Err(failure.into());
+        }
+        let (trees, inner) = built?;
+        if !self.is_last && session.met_absent_packs() {
+            return Ok(None);
+        }
+        let durable = session.make_durable()?;
+        let parents = session.parents().to_vec();
+        let manifest = draft.manifest(&trees, &parents, None, &inner, session.writer().counts())?;
+        Ok(Some((durable, manifest)))
+    }
 }
 
 /// Counts a thread of the run as long as it lives.

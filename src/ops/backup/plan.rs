@@ -6,11 +6,12 @@ use super::{Input, Problems, Report, Slot};
 use crate::ops::look::{Appetite, open_reader};
 use crate::ops::{OpError, Progress};
 use crate::pure::base::Explain;
-use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
+use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind, Stats};
 use crate::pure::id::{ChunkId, SessionId};
-use crate::pure::tree::list::for_each_piece;
+use crate::pure::tree::list::{ListSource, for_each_piece};
 use crate::pure::tree::walk::{NodeSource, TreeWalk};
+use crate::repo::index::LocalIndex;
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::{Snapshot, short_id};
 use crate::repo::{Repo, RepoError};
@@ -413,23 +414,51 @@ impl<'a, 'r> Planner<'a, 'r> {
         self.content_is_there(&before, tree)
     }
 
-    /// A file whose chunks were declared lost is read again, which heals every snapshot that has it.
+    /// A file is read again when a chunk of it was declared lost, or lay in a pack that is known to be absent and nowhere else:
+    /// this heals every snapshot that has the file. As long as no such thing is known, nothing is looked up here.
     fn content_is_there(&self, entry: &Entry, tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
-        if !self.repo.index.has_lost()? {
+        let index = &*self.repo.index;
+        let any_absent = index.has_absent()?;
+        if !any_absent && !index.has_lost()? {
             return Ok(true);
         }
-        let mut lost = false;
-        let check = |piece: &ChunkRef| self.repo.index.is_lost(&piece.id);
-        if let Some(content) = entry.content()
-            && !matches!(content, Content::Inline(_))
-        {
-            let size = entry.size();
-            for_each_piece(content, size, 0..size, &mut tree.nodes.nodes, &mut |_, piece| {
-                lost |= check(&piece)?;
+        let contents = entry.content().map(|content| (content, entry.size()));
+        let attributes = &entry.attributes.xattrs_outline;
+        let outline = attributes.iter().map(|(_, size, content)| (content, *size));
+        let mut lists = CheckedLists {
+            nodes: &mut tree.nodes.nodes,
+            index,
+            any_absent,
+            missing: false,
+        };
+        let mut missing = false;
+        for (content, size) in contents.into_iter().chain(outline) {
+            for_each_piece(content, size, 0..size, &mut lists, &mut |_, piece| {
+                missing |= piece.id != ChunkId::HOLE && is_missing(index, any_absent, &piece.id)?;
                 Ok::<(), RepoError>(())
             })?;
         }
-        Ok(!lost)
+        Ok(!missing && !lists.missing)
+    }
+}
+
+fn is_missing(index: &LocalIndex, any_absent: bool, id: &ChunkId) -> Result<bool, RepoError> {
+    Ok(index.is_lost(id)? || (any_absent && index.find(id)?.is_none()))
+}
+
+/// Reads list nodes, and notes whether the repository lacks one: the local cache may still have it.
+struct CheckedLists<'n, 'a, 'r> {
+    nodes: &'n mut TreeReader<'a, 'r>,
+    index: &'n LocalIndex,
+    any_absent: bool,
+    missing: bool,
+}
+
+impl ListSource for CheckedLists<'_, '_, '_> {
+    type Error = RepoError;
+    fn list_node(&mut self, id: &ChunkId) -> Result<Vec<u8>, RepoError> {
+        self.missing |= is_missing(self.index, self.any_absent, id)?;
+        self.nodes.list_node(id)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::id::ChunkId;
 use crate::pure::tree::key;
 use crate::pure::tree::list::for_each_piece;
+use crate::pure::tree::rules::{Failed, RootWalk, Visited, is_path_tree};
 use crate::pure::tree::walk::{Skipped, TreeWalk};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
@@ -372,109 +373,97 @@ fn for_each_selected(
 ) -> Result<(), OpError> {
     let root = location.root;
     let own_key = look::key_of(location);
-    let is_path_tree = !matches!(root.kind, RootKind::StreamSet | RootKind::ObjectMap);
-    let mut below = Vec::new();
+    let is_path_tree = is_path_tree(root.kind);
+    let mut visit = |visited: Visited| -> Result<(), OpError> {
+        let full = look::full_path(root, &visited.key)?;
+        let is_dir = visited.entry.kind == EntryKind::Dir;
+        if !options.selection.accepts(&full, is_dir) {
+            return Ok(());
+        }
+        let mut components = components_of(location, options, &visited.key)?;
+        // The contents of the directory are wanted, so the directory itself is the target.
+        if options.path.is_some() && is_dir && visited.key == own_key && is_path_tree {
+            components.clear();
+        }
+        each(components, &full, &visited.entry, &visited.value)
+    };
+    let mut whole = None;
     if !location.below.is_empty() {
         // A path that is not there is an error, whatever is selected.
-        let is_dir = look::entry_at(location, nodes)?.is_some_and(|entry| entry.kind == EntryKind::Dir);
-        below.push(Wanted::One(own_key.clone()));
-        if is_dir && is_path_tree {
-            let parts: Vec<&[u8]> = location.below.iter().map(Vec::as_slice).collect();
-            below.push(Wanted::Below(key::subtree_prefix(&parts)));
+        let entry = look::entry_at(location, nodes)?;
+        if let Some(entry) = entry.filter(|entry| entry.kind != EntryKind::Dir || !is_path_tree) {
+            let mut value = Vec::new();
+            entry.encode(&mut value);
+            return visit(Visited {
+                key: own_key.clone(),
+                entry,
+                value,
+            });
         }
-    } else {
-        below.push(Wanted::Below(Vec::new()));
+        whole = Some(location.below.clone());
     }
-    let wanted = match options.selection.places() {
-        Some(places) if is_path_tree => narrowed(location, places).unwrap_or(below),
-        _ => below,
+    let places = match options.selection.places() {
+        Some(places) if is_path_tree => narrowed(location, places),
+        _ => None,
     };
-    for wanted in wanted {
-        let mut walk = TreeWalk::new(root.node, root.height, wanted.start());
-        loop {
-            let (tree_key, value) = match walk.next(nodes) {
-                Ok(Some(found)) => found,
-                Ok(None) => break,
-                Err(error) if error.is_damage() => {
-                    let skipped = walk.skip_failed();
-                    let is_beyond = |key: &Vec<u8>| key.as_slice() > wanted.start() && !wanted.contains(key);
-                    if skipped.first_key.as_ref().is_some_and(is_beyond) {
-                        break;
-                    }
-                    if let Some(outcome) = outcome {
-                        outcome.lost(root, &skipped, &error);
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            if !wanted.contains(&tree_key) {
-                break;
-            }
-            let full = look::full_path(root, &tree_key)?;
-            let entry = match Entry::decode(&value) {
-                Ok(entry) => entry,
-                Err(error) => {
-                    if let Some(outcome) = outcome {
-                        outcome.damaged(&full, &RepoError::from(error));
-                    }
-                    continue;
-                }
-            };
-            let is_dir = entry.kind == EntryKind::Dir;
-            if !options.selection.accepts(&full, is_dir) {
-                continue;
-            }
-            let mut components = components_of(location, options, &tree_key)?;
-            // The contents of the directory are wanted, so the directory itself is the target.
-            if options.path.is_some() && is_dir && tree_key == own_key && is_path_tree {
-                components.clear();
-            }
-            each(components, &full, &entry, &value)?;
-        }
+    let Some(places) = places.or_else(|| whole.map(|below| vec![below])) else {
+        walk_selected(&mut RootWalk::whole(root), root, nodes, outcome, &mut visit)?;
+        return Ok(());
+    };
+    for place in places {
+        let parts: Vec<&[u8]> = place.iter().map(Vec::as_slice).collect();
+        let mut walk = RootWalk::one(root, &parts);
+        walk_selected(&mut walk, root, nodes, outcome, &mut visit)?;
+        walk_selected(&mut walk.into_below(&parts), root, nodes, outcome, &mut visit)?;
     }
     Ok(())
 }
 
-/// A part of a tree, by its keys.
-enum Wanted {
-    /// The entry with this key.
-    One(Vec<u8>),
-    /// Everything whose key begins so.
-    Below(Vec<u8>),
-}
-
-impl Wanted {
-    fn start(&self) -> &[u8] {
-        match self {
-            Wanted::One(key) | Wanted::Below(key) => key,
+/// Calls `visit` for everything that a walk comes past. What cannot be read, or may not be where it is, is told to `outcome`,
+/// where there is one, and passed over.
+fn walk_selected(
+    walk: &mut RootWalk,
+    root: &Root,
+    nodes: &mut TreeReader<'_, '_>,
+    outcome: Option<&Outcome>,
+    visit: &mut dyn FnMut(Visited) -> Result<(), OpError>,
+) -> Result<(), OpError> {
+    loop {
+        let error = match walk.next(nodes) {
+            Ok(Some(visited)) => {
+                visit(visited)?;
+                continue;
+            }
+            Ok(None) => return Ok(()),
+            Err(error) => error,
+        };
+        if !walk.has_refused() && !error.is_damage() {
+            return Err(error.into());
+        }
+        let (Some(failed), Some(outcome)) = (walk.skip_failed(), outcome) else {
+            continue;
+        };
+        match failed {
+            Failed::Lost(skipped) => outcome.lost(root, &skipped, &error),
+            Failed::Refused(key) => {
+                // A key that is malformed is no path.
+                let path = look::full_path(root, &key).unwrap_or_else(|_| [root.path.as_slice(), &key].join(&b'/'));
+                outcome.damaged(&path, &error);
+            }
         }
     }
-
-    fn contains(&self, key: &[u8]) -> bool {
-        match self {
-            Wanted::One(one) => key == one,
-            Wanted::Below(prefix) => key.starts_with(prefix),
-        }
-    }
 }
 
-/// The parts of a location that lie at or below one of `places` (full paths, none below another); `None`: all of it.
-fn narrowed(location: &Location<'_>, places: &[Vec<Vec<u8>>]) -> Option<Vec<Wanted>> {
+/// The places below a root that lie at or below a location and at or below one of `places` (full paths, none below another);
+/// `None`: all of the location.
+fn narrowed(location: &Location<'_>, places: &[Vec<Vec<u8>>]) -> Option<Vec<Vec<Vec<u8>>>> {
     let root = look::split_path(&location.root.path);
     let here: Vec<Vec<u8>> = root.iter().chain(&location.below).cloned().collect();
-    let mut wanted = Vec::new();
-    for place in places {
-        if here.starts_with(place) {
-            return None;
-        }
-        if place.starts_with(&here) {
-            let below: Vec<&[u8]> = place[root.len()..].iter().map(Vec::as_slice).collect();
-            wanted.push(Wanted::One(key::from_components(&below)));
-            wanted.push(Wanted::Below(key::subtree_prefix(&below)));
-        }
+    if places.iter().any(|place| here.starts_with(place)) {
+        return None;
     }
-    Some(wanted)
+    let below_here = places.iter().filter(|place| place.starts_with(&here));
+    Some(below_here.map(|place| place[root.len()..].to_vec()).collect())
 }
 
 /// Makes everything that is not a regular file, and hands files over.

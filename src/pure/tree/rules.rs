@@ -2,11 +2,13 @@
 //! there before what is in it.
 
 use super::key;
+use super::walk::{NodeSource, Skipped, TreeWalk};
 use crate::pure::format::codec::malformed;
-use crate::pure::format::entry::{Entry, EntryType};
-use crate::pure::format::manifest::RootKind;
+use crate::pure::format::entry::{Entry, EntryKind, EntryType};
+use crate::pure::format::manifest::{Root, RootKind};
 use crate::pure::format::node::KEY_BYTES_MAX;
 use crate::pure::format::{FormatError, Malformed};
+use crate::pure::id::ChunkId;
 use std::collections::VecDeque;
 
 /// Longest name of a stream, in bytes.
@@ -31,7 +33,7 @@ pub fn admits(kind: RootKind, entry_type: EntryType) -> bool {
     match entry_type {
         EntryType::Object => kind == RootKind::ObjectMap,
         EntryType::Stream => kind == RootKind::StreamSet,
-        _ => matches!(kind, RootKind::Posix | RootKind::Windows),
+        _ => is_path_tree(kind),
     }
 }
 
@@ -48,6 +50,185 @@ pub fn decode_entry(kind: RootKind, value: &[u8]) -> Result<Entry, FormatError> 
     }
 }
 
+/// One entry of a walk.
+#[derive(Clone, Debug)]
+pub struct Visited {
+    pub key: Vec<u8>,
+    pub entry: Entry,
+    /// The entry as stored.
+    pub value: Vec<u8>,
+}
+
+/// Walks entries of a root in key order and refuses what may not be in it. Everything that shows a tree or restores from it
+/// goes through here, so that no reader meets a link where a directory must be.
+///
+/// After an error, [`skip_failed`](Self::skip_failed) goes on behind what failed.
+pub struct RootWalk {
+    kind: RootKind,
+    node: ChunkId,
+    height: u8,
+    walk: TreeWalk,
+    part: Part,
+    /// Of path trees.
+    ancestors: Option<Ancestors>,
+    /// The key of the entry that was refused by the last call.
+    refused: Option<Vec<u8>>,
+    ended: bool,
+}
+
+/// Which entries of a root are walked.
+enum Part {
+    /// The one with this key.
+    One(Vec<u8>),
+    /// Those whose keys begin so.
+    Below(Vec<u8>),
+}
+
+impl Part {
+    fn start(&self) -> &[u8] {
+        match self {
+            Part::One(key) | Part::Below(key) => key,
+        }
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        match self {
+            Part::One(one) => key == one,
+            Part::Below(prefix) => key.starts_with(prefix),
+        }
+    }
+}
+
+/// What a walk has passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// A part of the tree that could not be read.
+    Lost(Skipped),
+    /// The entry with this key, which is malformed or may not be where it is.
+    Refused(Vec<u8>),
+}
+
+impl RootWalk {
+    /// Walks all of a root; of a path tree, its own entry comes first.
+    pub fn whole(root: &Root) -> RootWalk {
+        RootWalk::new(root, Part::Below(Vec::new()), Ancestors::new())
+    }
+
+    /// Walks what is below a directory of a path tree that has been looked up: everything, or only what is directly in it.
+    pub fn below(root: &Root, directory: &[&[u8]], recursive: bool) -> RootWalk {
+        let prefix = if recursive {
+            key::subtree_prefix(directory)
+        } else {
+            key::children_prefix(directory)
+        };
+        RootWalk::new(root, Part::Below(prefix), Ancestors::below(directory))
+    }
+
+    /// Walks a single entry of a path tree, which is not its root. The directories above it are not looked at.
+    pub fn one(root: &Root, components: &[&[u8]]) -> RootWalk {
+        let above = components.split_last().map_or(&[][..], |(_, above)| above);
+        RootWalk::new(
+            root,
+            Part::One(key::from_components(components)),
+            Ancestors::below(above),
+        )
+    }
+
+    /// Goes on, after the end of a walk of this [`one`](Self::one) entry, with everything that is below it.
+    pub fn into_below(mut self, components: &[&[u8]]) -> RootWalk {
+        let prefix = key::subtree_prefix(components);
+        self.walk = TreeWalk::new(self.node, self.height, &prefix);
+        self.part = Part::Below(prefix);
+        self.refused = None;
+        self.ended = false;
+        self
+    }
+
+    fn new(root: &Root, part: Part, ancestors: Ancestors) -> RootWalk {
+        RootWalk {
+            kind: root.kind,
+            node: root.node,
+            height: root.height,
+            walk: TreeWalk::new(root.node, root.height, part.start()),
+            part,
+            ancestors: is_path_tree(root.kind).then_some(ancestors),
+            refused: None,
+            ended: false,
+        }
+    }
+
+    /// Returns the next entry, or `None` at the end.
+    ///
+    /// # Errors
+    /// Those of the source; [`FormatError`] if an entry may not be where it is.
+    pub fn next<S: NodeSource>(&mut self, source: &mut S) -> Result<Option<Visited>, S::Error> {
+        self.refused = None;
+        while !self.ended {
+            let Some((key, value)) = self.walk.next(source)? else {
+                break;
+            };
+            if !self.part.contains(&key) {
+                break;
+            }
+            // The children of the root directory share a prefix that is also the root's own key.
+            if key == key::ROOT && self.part.start() == key::ROOT && self.ancestors.is_some() {
+                continue;
+            }
+            return match self.admit(&key, &value) {
+                Ok(entry) => Ok(Some(Visited { key, entry, value })),
+                Err(error) => {
+                    self.refused = Some(key);
+                    Err(error.into())
+                }
+            };
+        }
+        self.ended = true;
+        Ok(None)
+    }
+
+    /// Whether the last call failed at an entry, and not at reading.
+    pub fn has_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+
+    /// Goes on behind what the last call failed at, to be called after an error only. `None`: that was beyond what is walked,
+    /// of which nothing more comes.
+    pub fn skip_failed(&mut self) -> Option<Failed> {
+        if let Some(key) = self.refused.take() {
+            return Some(Failed::Refused(key));
+        }
+        let skipped = self.walk.skip_failed();
+        let is_beyond = |key: &Vec<u8>| key.as_slice() > self.part.start() && !self.part.contains(key);
+        if skipped.first_key.as_ref().is_some_and(is_beyond) {
+            self.ended = true;
+            return None;
+        }
+        if let Some(ancestors) = &mut self.ancestors {
+            ancestors.lose();
+        }
+        Some(Failed::Lost(skipped))
+    }
+
+    fn admit(&mut self, key: &[u8], value: &[u8]) -> Result<Entry, FormatError> {
+        check_key(self.kind, key)?;
+        let decoded = decode_entry(self.kind, value);
+        if let Some(ancestors) = &mut self.ancestors {
+            // What cannot be decoded may have been a directory: what is in it comes back all the same.
+            let is_directory = decoded.as_ref().map_or(true, |entry| entry.kind == EntryKind::Dir);
+            let admitted = ancestors.admit(&key::components(key)?, is_directory);
+            let entry = decoded?;
+            admitted?;
+            return Ok(entry);
+        }
+        decoded
+    }
+}
+
+/// Whether keys of such a root are paths.
+pub fn is_path_tree(kind: RootKind) -> bool {
+    matches!(kind, RootKind::Posix | RootKind::Windows)
+}
+
 /// Checks, entry by entry in key order, that the root comes first and that every parent is there as a directory. Otherwise a
 /// link could stand where a directory is expected, and a restore would write through it.
 ///
@@ -60,6 +241,8 @@ pub struct Ancestors {
     /// For each directory on the way to it, itself included: those in it that have not been entered, in order. Empty when the
     /// root is no directory.
     waiting: Vec<VecDeque<Vec<u8>>>,
+    /// A part of the tree could not be read.
+    lossy: bool,
 }
 
 impl Ancestors {
@@ -74,7 +257,14 @@ impl Ancestors {
             started: true,
             path: directory.iter().map(|name| name.to_vec()).collect(),
             waiting: vec![VecDeque::new(); directory.len() + 1],
+            lossy: false,
         }
+    }
+
+    /// Takes note that a part of the tree could not be read. A parent that has not been seen may have been in it, so from
+    /// now on it is taken for a directory; where it is not one, whoever writes must not follow it.
+    pub fn lose(&mut self) {
+        self.lossy = true;
     }
 
     /// Takes the next entry, given the components of its path.
@@ -94,8 +284,12 @@ impl Ancestors {
             };
             return Ok(());
         };
-        if !self.started {
+        if !self.started && !self.lossy {
             return malformed("tree: the root has no entry");
+        }
+        if !self.started {
+            self.started = true;
+            self.waiting = vec![VecDeque::new()];
         }
         if self.waiting.is_empty() {
             return malformed("tree: an entry below a root that is no directory");
@@ -112,14 +306,19 @@ impl Ancestors {
             return self.add(name, is_directory);
         };
         let place = self.waiting[shared].iter().position(|waiting| waiting == first_new);
-        let Some(place) = place.filter(|_| deeper.is_empty()) else {
+        let place = place.filter(|_| deeper.is_empty());
+        if place.is_none() && !self.lossy {
             return malformed("tree: an entry whose parent is not there as a directory");
-        };
+        }
         self.leave_to(shared);
-        // Those before it have nothing in them, since keys ascend.
-        self.waiting[shared].drain(..=place);
-        self.path.push(first_new.to_vec());
-        self.waiting.push(VecDeque::new());
+        if let Some(place) = place {
+            // Those before it have nothing in them, since keys ascend.
+            self.waiting[shared].drain(..=place);
+        }
+        for directory in &parent[shared..] {
+            self.path.push(directory.to_vec());
+            self.waiting.push(VecDeque::new());
+        }
         self.add(name, is_directory)
     }
 
@@ -202,6 +401,19 @@ mod tests {
         ancestors.admit(&[b"a", b"b", b"c", b"d"], false).unwrap();
         assert!(ancestors.admit(&[b"a", b"x", b"c"], false).is_err());
         assert!(ancestors.admit(&[b"a", b"b", b"e", b"d"], false).is_err());
+    }
+
+    #[test]
+    fn after_a_loss_a_parent_may_have_been_in_what_was_lost() {
+        let mut ancestors = Ancestors::new();
+        ancestors.lose();
+        ancestors.admit(&[b"a", b"b", b"c"], true).unwrap();
+        ancestors.admit(&[b"a", b"b", b"c", b"d"], false).unwrap();
+        assert!(ancestors.admit(&[], true).is_err());
+        let mut below_a_file = Ancestors::new();
+        below_a_file.admit(&[], false).unwrap();
+        below_a_file.lose();
+        assert!(below_a_file.admit(&[b"a"], false).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Changing what can be found: runs come and go, own packs are added and listed, packs are condemned.
 //!
-//! A pack's state is not set but derived, in one place ([`settle_pack`]), from three facts: which valid runs describe it,
-//! whether it is condemned, and whether an own session still has to list it.
+//! A pack's state is not set but derived, in one place ([`settle_pack`]), from four facts: which valid runs describe it,
+//! whether it is condemned, whether an own session still has to list it, and whether the store was seen to lack it.
 
 use super::{IndexError, LocalIndex, Trouble};
 use crate::pure::crypto::Slot;
@@ -24,13 +24,17 @@ pub enum PackState {
     Condemned = 0x434f_4e44,
     /// No valid run describes it any more.
     Gone = 0x474f_4e45,
+    /// Valid runs describe it, but the store does not have it, or not as long as they say. No target of deduplication; readers
+    /// still try it, for it may come back ([`LocalIndex::mark_there`]).
+    Absent = 0x4142_5345,
     /// Durable, and waiting for a run of this machine's to be accepted.
     Mine = 0x4d49_4e45,
 }
 
 impl PackState {
     pub(super) fn from_number(number: i64) -> Result<PackState, Trouble> {
-        [PackState::Live, PackState::Condemned, PackState::Gone, PackState::Mine]
+        use PackState::{Absent, Condemned, Gone, Live, Mine};
+        [Live, Condemned, Gone, Absent, Mine]
             .into_iter()
             .find(|state| *state as i64 == number)
             .ok_or(Trouble::Damaged("a pack is in no known state"))
@@ -496,11 +500,16 @@ impl LocalIndex {
         self.write(|connection| {
             let mut remember = connection.prepare_cached("INSERT OR IGNORE INTO gc_pack VALUES (?1, ?2)")?;
             let mut condemn =
-                connection.prepare_cached("UPDATE pack SET state = ?2 WHERE id = ?1 AND state IN (?3, ?4)")?;
+                connection.prepare_cached("UPDATE pack SET state = ?2 WHERE id = ?1 AND state IN (?3, ?4, ?5)")?;
             for pack in packs {
                 remember.execute(params![pack.as_bytes(), gc.as_bytes()])?;
-                let from = (PackState::Live as i64, PackState::Mine as i64);
-                condemn.execute(params![pack.as_bytes(), PackState::Condemned as i64, from.0, from.1])?;
+                condemn.execute(params![
+                    pack.as_bytes(),
+                    PackState::Condemned as i64,
+                    PackState::Live as i64,
+                    PackState::Mine as i64,
+                    PackState::Absent as i64
+                ])?;
             }
             let mut lose = connection.prepare_cached("INSERT OR IGNORE INTO lost VALUES (?1)")?;
             for id in lost {
@@ -565,6 +574,53 @@ impl LocalIndex {
                 .prepare_cached("SELECT 1 FROM lost WHERE id = ?1")?
                 .exists([id.as_bytes()])?)
         })
+    }
+
+    /// Notes that the store was asked for a pack and does not have it as runs describe it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn mark_absent(&self, pack: &PackId) -> Result<(), IndexError> {
+        self.set_state(pack, PackState::Live, PackState::Absent)?;
+        *self.any_absent.lock() = Some(true);
+        Ok(())
+    }
+
+    /// Notes that a pack which was absent is at the store after all.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn mark_there(&self, pack: &PackId) -> Result<(), IndexError> {
+        self.set_state(pack, PackState::Absent, PackState::Live)?;
+        *self.any_absent.lock() = None;
+        Ok(())
+    }
+
+    fn set_state(&self, pack: &PackId, from: PackState, to: PackState) -> Result<(), IndexError> {
+        self.write(|connection| {
+            connection
+                .prepare_cached("UPDATE pack SET state = ?3 WHERE id = ?1 AND state = ?2")?
+                .execute(params![pack.as_bytes(), from as i64, to as i64])?;
+            Ok(())
+        })
+    }
+
+    /// True if a pack that runs describe is absent: what refers to it has to be stored again.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn has_absent(&self) -> Result<bool, IndexError> {
+        let mut known = self.any_absent.lock();
+        if let Some(any) = *known {
+            return Ok(any);
+        }
+        let any = self.read(|connection| {
+            // A number in the text and not a parameter, so that SQLite sees that the partial index will do.
+            let sql = format!("SELECT 1 FROM pack WHERE state = {}", PackState::Absent as i64);
+            Ok(connection.prepare_cached(&sql)?.exists([])?)
+        })?;
+        *known = Some(any);
+        Ok(any)
     }
 
     /// Removes the rows of packs that are gone: reads every row, so once in a while only. Returns how many packs went.
@@ -787,7 +843,7 @@ fn settle_pack(connection: &Connection, pack: u32) -> Result<(), Trouble> {
             "UPDATE pack SET state = CASE
                WHEN EXISTS (SELECT 1 FROM run_pack JOIN run ON run.h = run_pack.run
                             WHERE run_pack.pack = ?1 AND run.state = ?2)
-               THEN iif(state = ?4 OR EXISTS (SELECT 1 FROM gc_pack WHERE pack_id = pack.id), ?4, ?3)
+               THEN iif(state = ?4 OR EXISTS (SELECT 1 FROM gc_pack WHERE pack_id = pack.id), ?4, iif(state = ?7, ?7, ?3))
                WHEN owner IS NOT NULL
                THEN iif(state = ?4 OR EXISTS (SELECT 1 FROM gc_pack WHERE pack_id = pack.id), ?4, ?5)
                ELSE ?6 END
@@ -799,7 +855,8 @@ fn settle_pack(connection: &Connection, pack: u32) -> Result<(), Trouble> {
             PackState::Live as i64,
             PackState::Condemned as i64,
             PackState::Mine as i64,
-            PackState::Gone as i64
+            PackState::Gone as i64,
+            PackState::Absent as i64
         ])?;
     Ok(())
 }

@@ -36,7 +36,7 @@ CREATE TABLE pack (                      -- handles are never given out twice: o
   id     BLOB    NOT NULL UNIQUE,        -- 16 bytes
   sid    BLOB    NOT NULL,               -- 16 bytes, part of the object name
   kind   INTEGER NOT NULL,               -- 0 data, 1 meta
-  state  INTEGER NOT NULL,               -- LIVE, CONDEMNED, GONE, MINE: follows from run_pack, gc_pack and owner
+  state  INTEGER NOT NULL,               -- LIVE, CONDEMNED, GONE, MINE: follows from run_pack, gc_pack and owner; ABSENT: seen
   size   INTEGER NOT NULL,
   nblob  INTEGER NOT NULL,
   slots  BLOB    NOT NULL,               -- LE32 slot.h, in frame order
@@ -45,6 +45,7 @@ CREATE TABLE pack (                      -- handles are never given out twice: o
   owner  BLOB                            -- own session that will list it in a run of its own, or has but is not accepted yet
 ) STRICT;
 CREATE INDEX pack_owner ON pack(owner) WHERE owner IS NOT NULL;
+CREATE INDEX pack_absent ON pack(h) WHERE state = 1094865733;  -- ABSENT; normally empty
 
 CREATE TABLE own_pack (                  -- the records of packs that no accepted run lists yet
   pack INTEGER PRIMARY KEY, records BLOB NOT NULL
@@ -82,7 +83,7 @@ CREATE TABLE snap (                      -- mirror of the outcomes
   kind    INTEGER NOT NULL,              -- 1 commit 2 checkpoint 3 maintenance 4 fence 5 abandon
   kid     BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
   source  BLOB, created INTEGER NOT NULL, flags INTEGER NOT NULL,
-  dropped INTEGER NOT NULL DEFAULT 0
+  dropped INTEGER NOT NULL DEFAULT 0     -- 0 no, 1 yes, 2 yes but held
 ) WITHOUT ROWID, STRICT;
 
 CREATE TABLE snap_object (               -- the objects as stored, sealed

@@ -67,6 +67,7 @@ pub struct IndexStats {
     pub packs_mine: u64,
     pub packs_condemned: u64,
     pub packs_gone: u64,
+    pub packs_absent: u64,
     /// Copies in live packs, data and metadata.
     pub data_blobs: u64,
     pub meta_blobs: u64,
@@ -80,8 +81,8 @@ pub struct IndexStats {
 }
 
 impl LocalIndex {
-    /// Returns the best usable copy of a chunk, a full one before a delta: in a live pack, or in one that an own session
-    /// of this process still has to list.
+    /// Returns the best copy of a chunk that may be referred to, a full one before a delta: in a live pack, or in one that an
+    /// own session of this process still has to list.
     ///
     /// # Errors
     /// If the database fails.
@@ -94,15 +95,23 @@ impl LocalIndex {
         })
     }
 
-    /// Returns every usable copy of a chunk, full ones first; for when the first one turns out to be damaged.
+    /// Returns every copy of a chunk that may be readable, full ones first and those in absent packs last; for when the first
+    /// one turns out to be damaged.
     ///
     /// # Errors
     /// If the database fails.
     pub fn find_all(&self, id: &ChunkId) -> Result<Vec<ChunkPlace>, IndexError> {
         let current = self.current.read().clone();
+        let with_absent = self.has_absent()?;
         self.read(|connection| {
-            let mut copies = usable_copies(connection, id, &current)?;
+            let mut copies = usable_copies(connection, id, &current, Purpose::Refer)?;
             copies.sort_by_key(|copy| !copy.is_full());
+            if with_absent {
+                let mut absent = usable_copies(connection, id, &current, Purpose::Read)?;
+                absent.retain(|copy| !copies.contains(copy));
+                absent.sort_by_key(|copy| !copy.is_full());
+                copies.append(&mut absent);
+            }
             copies.iter().map(|copy| self.place(connection, copy)).collect()
         })
     }
@@ -301,6 +310,7 @@ impl LocalIndex {
                     PackState::Mine => stats.packs_mine += packs,
                     PackState::Condemned => stats.packs_condemned += packs,
                     PackState::Gone => stats.packs_gone += packs,
+                    PackState::Absent => stats.packs_absent += packs,
                 }
                 match (state, kind) {
                     (PackState::Live, PackKind::Data) => (stats.data_blobs, stats.data_bytes) = (blobs, bytes),
@@ -359,12 +369,22 @@ const PREFERRED: &str = "SELECT c.pack, c.off, c.tl, p.state, p.owner FROM chunk
 const FURTHER: &str = "SELECT c.pack, c.off, c.tl, p.state, p.owner FROM chunk_dup c LEFT JOIN pack p ON p.h = c.pack
      WHERE c.id = ?1";
 
+/// What a copy is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be referred to by a new snapshot: absent packs do not count.
+    Refer,
+    /// To be read, if it can be: absent packs are tried.
+    Read,
+}
+
 /// Adds the usable copies that one of the two tables has; false if the table has no copy at all.
 fn collect_usable(
     connection: &Connection,
     sql: &str,
     id: &ChunkId,
     current: &HashSet<SessionId>,
+    purpose: Purpose,
     copies: &mut Vec<StoredCopy>,
 ) -> Result<bool, Trouble> {
     let mut statement = connection.prepare_cached(sql)?;
@@ -380,6 +400,7 @@ fn collect_usable(
             Some(PackState::Mine) => row
                 .get::<_, Option<[u8; 16]>>(4)?
                 .is_some_and(|o| current.contains(&SessionId(o))),
+            Some(PackState::Absent) => purpose == Purpose::Read,
             Some(PackState::Condemned | PackState::Gone) | None => false,
         };
         if usable {
@@ -393,10 +414,11 @@ fn usable_copies(
     connection: &Connection,
     id: &ChunkId,
     current: &HashSet<SessionId>,
+    purpose: Purpose,
 ) -> Result<Vec<StoredCopy>, Trouble> {
     let mut copies = Vec::new();
-    if collect_usable(connection, PREFERRED, id, current, &mut copies)? {
-        collect_usable(connection, FURTHER, id, current, &mut copies)?;
+    if collect_usable(connection, PREFERRED, id, current, purpose, &mut copies)? {
+        collect_usable(connection, FURTHER, id, current, purpose, &mut copies)?;
     }
     Ok(copies)
 }
@@ -407,9 +429,10 @@ fn best_copy(
     current: &HashSet<SessionId>,
 ) -> Result<Option<StoredCopy>, Trouble> {
     let mut copies = Vec::new();
-    let known = collect_usable(connection, PREFERRED, id, current, &mut copies)?;
+    let purpose = Purpose::Refer;
+    let known = collect_usable(connection, PREFERRED, id, current, purpose, &mut copies)?;
     if known && !copies.first().is_some_and(StoredCopy::is_full) {
-        collect_usable(connection, FURTHER, id, current, &mut copies)?;
+        collect_usable(connection, FURTHER, id, current, purpose, &mut copies)?;
     }
     Ok(copies.iter().find(|copy| copy.is_full()).or(copies.first()).copied())
 }

@@ -7,7 +7,7 @@ use crate::pure::base::Timestamp;
 use crate::pure::format::outcome::OutcomeKind;
 use crate::pure::id::{KeyId, ObjectHash, PackId, SessionId, SourceId};
 use rusqlite::{OptionalExtension, params};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What the mirror knows of one outcome without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +22,25 @@ pub struct KnownOutcome {
     pub source: Option<SourceId>,
     pub created: Timestamp,
     pub flags: u64,
-    /// A tombstone for it was seen.
-    pub dropped: bool,
+    pub mark: Mark,
+}
+
+/// What drops and holds say about an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// There is no drop.
+    None = 0,
+    /// Dropped: neither shown nor live.
+    Dropped = 1,
+    /// Dropped, and kept by a hold: shown and live as long as that lasts.
+    Held = 2,
+}
+
+impl KnownOutcome {
+    /// Whether it is dropped and no hold keeps it.
+    pub fn is_dropped(&self) -> bool {
+        self.mark == Mark::Dropped
+    }
 }
 
 /// A session of this machine's that has not ended, as far as is known here.
@@ -201,7 +218,7 @@ impl LocalIndex {
                     outcome.source.as_ref().map(SourceId::as_bytes),
                     outcome.created.0,
                     outcome.flags as i64,
-                    outcome.dropped
+                    outcome.mark as i64
                 ])?;
             connection
                 .prepare_cached("INSERT OR REPLACE INTO snap_object (sid, object) VALUES (?1, ?2)")?
@@ -231,7 +248,7 @@ impl LocalIndex {
                     source: row.get::<_, Option<_>>(5)?.map(SourceId),
                     created: Timestamp(row.get(6)?),
                     flags: row.get::<_, i64>(7)? as u64,
-                    dropped: row.get::<_, i64>(8)? != 0,
+                    mark: mark_of(row.get(8)?)?,
                 });
             }
             Ok(outcomes)
@@ -251,20 +268,19 @@ impl LocalIndex {
         })
     }
 
-    /// Sets which outcomes have a tombstone: those in `dropped`, and no others.
+    /// Sets what drops and holds say: outcomes that are not in `marks` have no drop.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn set_dropped(&self, dropped: &[SessionId]) -> Result<(), IndexError> {
-        let dropped: HashSet<_> = dropped.iter().collect();
+    pub fn set_marks(&self, marks: &HashMap<SessionId, Mark>) -> Result<(), IndexError> {
         self.write(|connection| {
             let mut statement = connection.prepare_cached("SELECT sid, dropped FROM snap")?;
             let known = statement
-                .query_map([], |row| Ok((SessionId(row.get(0)?), row.get::<_, i64>(1)? != 0)))?
+                .query_map([], |row| Ok((SessionId(row.get(0)?), row.get::<_, i64>(1)?)))?
                 .collect::<Result<Vec<_>, _>>()?;
             let mut update = connection.prepare_cached("UPDATE snap SET dropped = ?2 WHERE sid = ?1")?;
             for (session, before) in known {
-                let now = dropped.contains(&session);
+                let now = marks.get(&session).copied().unwrap_or(Mark::None) as i64;
                 if now != before {
                     update.execute(params![session.as_bytes(), now])?;
                 }
@@ -373,6 +389,13 @@ impl LocalIndex {
     pub fn verified(&self, pack: &PackId) -> Result<Option<Verified>, IndexError> {
         Ok(self.pack(pack)?.and_then(|info| info.verified))
     }
+}
+
+fn mark_of(number: i64) -> Result<Mark, Trouble> {
+    [Mark::None, Mark::Dropped, Mark::Held]
+        .into_iter()
+        .find(|mark| *mark as i64 == number)
+        .ok_or(Trouble::Damaged("a mark is of no known kind"))
 }
 
 fn outcome_kind(number: i64) -> Result<OutcomeKind, Trouble> {

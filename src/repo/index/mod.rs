@@ -20,7 +20,7 @@ pub mod nodes;
 
 pub use catalog::{OwnPack, PackState};
 pub use lookup::{ChunkPlace, IndexStats, IndexedChunk, PackInfo};
-pub use memory::{KnownOutcome, OpenSession, SessionEnd, Verified};
+pub use memory::{KnownOutcome, Mark, OpenSession, SessionEnd, Verified};
 pub use nodes::NodeCache;
 
 use crate::edge::localdb::{self, Layout, LocalDbError};
@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 
 const LAYOUT: Layout = Layout {
     application_id: 0x4c52_4452, // "LRDR"
-    user_version: 1,
+    user_version: 2,
     page_size: 4096,
     schema: include_str!("index.sql"),
 };
@@ -143,6 +143,8 @@ pub struct LocalIndex {
     packs: PackCache,
     /// Sessions of this process: packs of theirs that no run lists yet can be referred to.
     current: RwLock<HashSet<SessionId>>,
+    /// Whether any pack is absent; `None` until somebody asks.
+    any_absent: Mutex<Option<bool>>,
     aside: Option<PathBuf>,
     _temporary: Option<tempfile::TempDir>,
 }
@@ -203,6 +205,7 @@ impl LocalIndex {
             repo: *repo,
             packs: PackCache::default(),
             current: RwLock::new(HashSet::new()),
+            any_absent: Mutex::new(None),
             aside,
             _temporary: temporary,
         };

@@ -803,14 +803,15 @@ fn outcomes_heads_sessions_and_the_ledger_are_remembered() {
         source,
         created: Timestamp(i64::from(number)),
         flags: 1 << 63,
-        dropped: false,
+        mark: Mark::None,
     };
     let (first, second) = (outcome(1, Some(SourceId([3; 16]))), outcome(2, None));
     {
         let index = open(directory.path());
         index.put_outcome(&second, b"second").unwrap();
         index.put_outcome(&first, b"first").unwrap();
-        index.set_dropped(&[session(2), session(77)]).unwrap();
+        let marks = [(session(2), Mark::Held), (session(77), Mark::Dropped)];
+        index.set_marks(&HashMap::from(marks)).unwrap();
         index.raise_head(&KID, 9, &ObjectHash([9; 32])).unwrap();
         index.raise_head(&KID, 8, &ObjectHash([8; 32])).unwrap();
         index.start_session(&session(5), b"boot", 77, Timestamp(1)).unwrap();
@@ -826,14 +827,20 @@ fn outcomes_heads_sessions_and_the_ledger_are_remembered() {
         [
             first.clone(),
             KnownOutcome {
-                dropped: true,
+                mark: Mark::Held,
                 ..second
             }
         ]
     );
     assert_eq!(index.outcome_bytes(&session(2)).unwrap().unwrap(), b"second");
-    index.set_dropped(&[]).unwrap();
-    assert!(index.outcomes().unwrap().iter().all(|outcome| !outcome.dropped));
+    index.set_marks(&HashMap::new()).unwrap();
+    assert!(
+        index
+            .outcomes()
+            .unwrap()
+            .iter()
+            .all(|outcome| outcome.mark == Mark::None)
+    );
     assert_eq!(index.retain_outcomes(&[session(1)].into()).unwrap(), [session(2)]);
     assert_eq!(index.outcomes().unwrap(), [first]);
     assert_eq!(index.outcome_bytes(&session(2)).unwrap(), None);
@@ -947,4 +954,54 @@ fn speed() {
     let start = std::time::Instant::now();
     drop(LocalIndex::open(directory.path(), &REPO, 128 << 20).unwrap());
     println!("open without: {:?} for {rows} rows", start.elapsed());
+}
+
+/// A pack that the store was seen to lack is no target of references, whatever runs come and go; it can still be tried.
+#[test]
+fn absent_packs_are_not_referred_to_until_they_are_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let index = open(directory.path());
+    let packs = BTreeSet::from([0, 1]);
+    index
+        .import_run("idx/0-a-0000", 0, session(1), KID, &run_of(&packs))
+        .unwrap();
+    let only_in_first = own_pack(0)
+        .records
+        .into_iter()
+        .find(|record| own_pack(1).records.iter().all(|other| other.id != record.id))
+        .unwrap();
+    let state = |index: &LocalIndex| index.pack(&pack_id(0)).unwrap().unwrap().state;
+    assert!(!index.has_absent().unwrap());
+    index.mark_absent(&pack_id(0)).unwrap();
+    drop(index);
+    let index = open(directory.path());
+    assert!(index.has_absent().unwrap());
+    // Another run that describes the same pack does not bring it back.
+    index
+        .import_run("idx/1-b", 1, session(2), KID, &run_of(&BTreeSet::from([0])))
+        .unwrap();
+    index.retain_runs(&HashSet::from(["idx/1-b".to_owned()])).unwrap();
+    assert_eq!(state(&index), PackState::Absent);
+    assert_eq!(index.find(&only_in_first.id).unwrap(), None);
+    assert_eq!(index.find_many(&[only_in_first.id]).unwrap(), [None]);
+    let copies = index.find_all(&only_in_first.id).unwrap();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].pack, pack_id(0));
+    index.mark_there(&pack_id(0)).unwrap();
+    assert!(!index.has_absent().unwrap());
+    assert_eq!(state(&index), PackState::Live);
+    assert!(index.find(&only_in_first.id).unwrap().is_some());
+    // Once no run describes it, it is gone, absent or not.
+    index.mark_absent(&pack_id(0)).unwrap();
+    index.retain_runs(&HashSet::new()).unwrap();
+    assert_eq!(state(&index), PackState::Gone);
+    index
+        .import_run("idx/0-c-0000", 0, session(1), KID, &run_of(&packs))
+        .unwrap();
+    assert_eq!(state(&index), PackState::Live);
+    // What is condemned stays so.
+    index.mark_absent(&pack_id(0)).unwrap();
+    index.add_condemned(&session(9), &KID, &[pack_id(0)], &[]).unwrap();
+    index.mark_there(&pack_id(0)).unwrap();
+    assert_eq!(state(&index), PackState::Condemned);
 }

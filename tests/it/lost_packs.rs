@@ -1,0 +1,209 @@
+//! Packs that the store has lost, whole or in part: the next backup does not refer to them, and stores again what is still at
+//! hand (invariant I-5; reliability.md A3, "ghost deduplication").
+
+use crate::story::{World, credential, noise, options, tree};
+use bytes::Bytes;
+use larder::edge::store::{Created, Part, Prefix, Store, StoreKey, local::LocalStore, memory::MemoryStore};
+use larder::ops::{Progress, backup};
+use larder::pure::id::SessionId;
+use larder::source::files::{ExcludesBuilder, WalkOptions};
+use larder::testing::fault_store::FaultStore;
+use larder::testing::small::SmallRepo;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A repository with small chunks and nodes, so that a few files give piece lists and inner nodes.
+fn world(local: bool) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("many")).unwrap();
+    let store: Arc<dyn Store> = if local {
+        let store = LocalStore::new(dir.path().join("repo"), true);
+        store.prepare().unwrap();
+        Arc::new(store)
+    } else {
+        Arc::new(MemoryStore::new())
+    };
+    SmallRepo::init(&*store, &credential()).unwrap();
+    std::fs::write(source.join("list"), noise(1, 9000)).unwrap();
+    std::fs::write(source.join("touched"), noise(2, 900)).unwrap();
+    for number in 0..60 {
+        std::fs::write(source.join(format!("many/{number}")), noise(100 + number, 300)).unwrap();
+    }
+    World { dir, store }
+}
+
+fn packs(store: &dyn Store, under: &str) -> Vec<StoreKey> {
+    let mut keys = Vec::new();
+    store
+        .list(&Prefix::new(under).unwrap(), &mut |row| keys.push(row.key))
+        .unwrap();
+    keys
+}
+
+/// What happens to a pack.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Gone,
+    Shorter,
+}
+
+fn lose(store: &dyn Store, key: &StoreKey, loss: Loss) {
+    let body = store.read(key, Part::Whole).unwrap();
+    store.remove(std::slice::from_ref(key)).unwrap();
+    if let Loss::Shorter = loss {
+        let created = store.create(key, body.slice(..body.len() - 1)).unwrap();
+        assert_eq!(created, Created::New);
+    }
+}
+
+fn back_up(world: &World, machine: &str, parent: backup::ParentChoice) -> backup::Report {
+    let repo = world.open(machine);
+    let input = backup::Input::Paths {
+        roots: vec![world.source()],
+        walk: WalkOptions::default(),
+        excludes: ExcludesBuilder::default(),
+    };
+    let options = backup::Options { parent, ..options() };
+    backup::run(&repo, input, &options, &Progress::default()).unwrap()
+}
+
+/// On a machine that knows nothing, the snapshot comes back as the source is.
+fn assert_restores(world: &World, snapshot: &SessionId, name: &str) {
+    let (report, target) = world.restore(&format!("reader of {name}"), snapshot, &format!("target of {name}"));
+    assert_eq!(
+        (report.damaged_total, report.failed_total),
+        (0, 0),
+        "{name}: {:?} {:?}",
+        report.damaged,
+        report.failed
+    );
+    assert!(tree(&target) == tree(&world.source()), "{name}");
+}
+
+/// Same content, new times: the file is read again, and its chunks are looked up.
+fn touch(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn says_so(report: &backup::Report) -> bool {
+    report
+        .notes
+        .iter()
+        .any(|note| note.contains("data/") || note.contains("meta/"))
+}
+
+#[test]
+fn everything_is_stored_again_when_everything_is_read() {
+    for local in [false, true] {
+        for under in ["data/", "meta/"] {
+            for loss in [Loss::Gone, Loss::Shorter] {
+                for machine in ["first", "second"] {
+                    let name = format!("{local} {under} {loss:?} {machine}").replace('/', "");
+                    let world = world(local);
+                    let first = back_up(&world, "first", backup::ParentChoice::None);
+                    for key in packs(&*world.store, under) {
+                        lose(&*world.store, &key, loss);
+                    }
+                    let report = back_up(&world, machine, backup::ParentChoice::None);
+                    assert!(says_so(&report), "{name}: {:?}", report.notes);
+                    assert_restores(&world, &report.snapshot.unwrap(), &name);
+                    // Same chunks, same ids: the old snapshot has them again as well.
+                    assert_restores(&world, &first.snapshot.unwrap(), &format!("{name} old"));
+                }
+            }
+        }
+    }
+}
+
+/// One lookup that meets a lost pack is enough: entries that were taken over from the parent unread are looked at again.
+#[test]
+fn one_touched_file_heals_all_that_is_unchanged() {
+    for local in [false, true] {
+        for loss in [Loss::Gone, Loss::Shorter] {
+            let name = format!("{local} {loss:?}");
+            let world = world(local);
+            let first = back_up(&world, "machine", backup::ParentChoice::Newest);
+            for key in packs(&*world.store, "data/") {
+                lose(&*world.store, &key, loss);
+            }
+            touch(&world.source().join("touched"));
+            let report = back_up(&world, "machine", backup::ParentChoice::Newest);
+            assert_eq!(report.parent, first.snapshot, "{name}");
+            assert!(says_so(&report), "{name}: {:?}", report.notes);
+            assert_restores(&world, &report.snapshot.unwrap(), &name);
+            let check = world.check("another");
+            assert_eq!(check.damaged_files_total, 0, "{name}: {:?}", check.damaged_files);
+            // The next night knows nothing new and reads nothing.
+            let next = back_up(&world, "machine", backup::ParentChoice::Newest);
+            assert_eq!((next.stats.bytes_read, next.stats.chunks_new), (0, 0), "{name}");
+            assert_restores(&world, &next.snapshot.unwrap(), &format!("{name} next"));
+        }
+    }
+}
+
+/// Nothing is looked up when nothing has changed. What `check` has found on this machine is stored again all the same.
+#[test]
+fn what_check_found_lost_is_stored_again_though_nothing_changed() {
+    for under in ["data/", "meta/"] {
+        let world = world(false);
+        back_up(&world, "machine", backup::ParentChoice::Newest);
+        std::fs::write(world.source().join("later"), noise(9, 2000)).unwrap();
+        back_up(&world, "machine", backup::ParentChoice::Newest);
+        let lost = packs(&*world.store, under);
+        assert!(lost.len() >= 2, "{lost:?}");
+        for key in &lost {
+            lose(&*world.store, key, Loss::Gone);
+        }
+        assert!(!world.check("machine").findings.is_empty());
+        let report = back_up(&world, "machine", backup::ParentChoice::Newest);
+        assert_restores(&world, &report.snapshot.unwrap(), &under.replace('/', ""));
+    }
+}
+
+#[test]
+fn run_with_nothing_changed_asks_for_no_pack_and_makes_few_requests() {
+    let World { dir, store } = world(false);
+    let counted = Arc::new(FaultStore::new(store, None));
+    let world = World {
+        dir,
+        store: counted.clone(),
+    };
+    back_up(&world, "machine", backup::ParentChoice::Newest);
+    let before = counted.log().len();
+    back_up(&world, "machine", backup::ParentChoice::Newest);
+    let log = counted.log().split_off(before);
+    assert!(
+        log.len() <= 10 && !log.iter().any(|call| call.contains("data/") || call.contains("meta/")),
+        "{log:#?}"
+    );
+    eprintln!("{} requests: {log:#?}", log.len());
+}
+
+/// A pack that comes back (a disk that was not mounted whole) is read again, though it was marked absent, and `check` is content.
+#[test]
+fn pack_that_comes_back_is_used_again() {
+    let world = world(false);
+    let first = back_up(&world, "machine", backup::ParentChoice::None).snapshot.unwrap();
+    let key = packs(&*world.store, "data/").remove(0);
+    let body: Bytes = world.store.read(&key, Part::Whole).unwrap();
+    lose(&*world.store, &key, Loss::Gone);
+    let findings = world.check("machine").findings;
+    assert!(
+        findings.iter().any(|finding| finding.object == key.as_str()),
+        "{findings:?}"
+    );
+    assert_eq!(world.store.create(&key, body).unwrap(), Created::New);
+    let (report, target) = world.restore("machine", &first, "back");
+    assert_eq!(
+        (report.damaged_total, report.failed_total),
+        (0, 0),
+        "{:?}",
+        report.damaged
+    );
+    assert!(tree(&target) == tree(&world.source()));
+    assert!(world.check("machine").findings.is_empty());
+    let again = back_up(&world, "machine", backup::ParentChoice::None);
+    assert_eq!(again.stats.chunks_new, 0);
+}
