@@ -200,15 +200,21 @@ fn missing_credentials_are_named() {
                     command.env_remove(name);
                 }
             }
+            // As on a machine outside of clouds, only sooner.
             command
-                .env("AWS_EC2_METADATA_DISABLED", "true")
+                .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1/")
                 .env("HOME", "/nonexistent");
         });
         return;
     }
     let error = S3Store::open("bucket", "", &options("http://127.0.0.1:9")).expect_err("no credentials");
     assert_eq!(error.class, Failure::Denied, "{error:?}");
-    assert!(error.hint.expect("a hint").contains("AWS_ACCESS_KEY_ID"));
+    assert!(error.hint.as_ref().expect("a hint").contains("AWS_ACCESS_KEY_ID"));
+    let said = error.source.expect("a reason").to_string();
+    assert!(
+        said.starts_with("no credentials were found") && said.len() < 200 && !said.contains('{'),
+        "{said}"
+    );
 }
 
 #[test]

@@ -13,7 +13,9 @@ use super::{
     refuse_empty,
 };
 use crate::pure::base::Timestamp;
-use answer::{ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, is_html, place_answer};
+use answer::{
+    ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, classify_credentials, in_one_line, is_html, place_answer,
+};
 use aws_config::meta::region::RegionProviderChain;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -297,13 +299,11 @@ impl S3Store {
                 }
             })
             .map_err(|error| {
-                let text = error
-                    .as_ref()
-                    .map(|error| DisplayErrorContext(error).to_string())
-                    .unwrap_or_default();
-                let timed_out = text.contains("timed out") || text.contains("timeout");
-                let class = if timed_out { Failure::Transient } else { Failure::Denied };
-                failed(class).with_hint(CREDENTIALS_HINT).caused_by(text)
+                let (details, line) = error.as_ref().map_or_else(Default::default, |error| {
+                    (DisplayErrorContext(error).to_string(), in_one_line(error))
+                });
+                let (class, text) = classify_credentials(&details, &line);
+                failed(class).with_hint(CREDENTIALS_HINT).caused_by(Said(text))
             })?;
 
         let timeouts = TimeoutConfig::builder()
@@ -407,9 +407,11 @@ impl S3Store {
             .as_service_error()
             .and_then(|service| service.code())
             .map(str::to_string);
-        let text = DisplayErrorContext(&error).to_string();
+        let text = in_one_line(&error);
         let Some(response) = error.raw_response() else {
-            let (class, hint) = classify_unanswered(&error, &text);
+            // Some of what decides is in the structure only.
+            let details = DisplayErrorContext(&error).to_string();
+            let (class, hint, text) = classify_unanswered(&error, &details, text);
             let store_error = StoreError::new(what, object.to_string(), class).caused_by(Said(text));
             return (with_optional_hint(store_error, hint), None);
         };
@@ -657,7 +659,7 @@ impl S3Store {
         while left > 0 {
             let bytes = match tokio::time::timeout(self.stall_timeout, opened.body.next()).await {
                 Ok(Some(Ok(bytes))) => bytes,
-                Ok(Some(Err(error))) => return Err(broken(DisplayErrorContext(&error).to_string())),
+                Ok(Some(Err(error))) => return Err(broken(in_one_line(&error))),
                 Ok(None) => return Err(broken(format!("the body ended {left} bytes early"))),
                 Err(_) => return Err(broken(format!("no byte for {} s", self.stall_timeout.as_secs()))),
             };
@@ -1029,19 +1031,21 @@ fn timestamp(time: &DateTime) -> Option<Timestamp> {
     i64::try_from(time.as_nanos()).ok().map(Timestamp)
 }
 
-/// The failures without an HTTP answer.
-fn classify_unanswered<E>(error: &SdkError<E, HttpResponse>, text: &str) -> (Failure, Option<String>) {
-    let lower = text.to_ascii_lowercase();
+/// The failures without an HTTP answer: class, hint and text. `details` is all that the SDK knows, `line` the same as one line.
+fn classify_unanswered<E>(
+    error: &SdkError<E, HttpResponse>,
+    details: &str,
+    line: String,
+) -> (Failure, Option<String>, String) {
+    let lower = details.to_ascii_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     if says(&["the address is plain http"]) {
-        return (
-            Failure::Permanent,
-            Some("use https, or allow plain http explicitly".to_string()),
-        );
+        let hint = "use https, or allow plain http explicitly";
+        return (Failure::Permanent, Some(hint.to_string()), line);
     }
     if says(&["certificate", "unknownissuer"]) {
         let hint = "the server's certificate is not trusted here: install its authority, or name it in SSL_CERT_FILE";
-        return (Failure::Permanent, Some(hint.to_string()));
+        return (Failure::Permanent, Some(hint.to_string()), line);
     }
     let on_the_way = match error {
         SdkError::TimeoutError(_) => true,
@@ -1049,19 +1053,16 @@ fn classify_unanswered<E>(error: &SdkError<E, HttpResponse>, text: &str) -> (Fai
         _ => false,
     };
     if !on_the_way && says(&["credential"]) {
-        let class = if says(&["timed out", "timeout"]) {
-            Failure::Transient
-        } else {
-            Failure::Denied
-        };
-        return (class, Some(CREDENTIALS_HINT.to_string()));
+        let (class, text) = classify_credentials(details, &line);
+        return (class, Some(CREDENTIALS_HINT.to_string()), text);
     }
     let unresolved = says(&["dns error", "failed to lookup address"])
         .then(|| "the endpoint's host name cannot be resolved: check it, and the network".to_string());
-    match error {
+    let (class, hint) = match error {
         SdkError::TimeoutError(_) => (Failure::Transient, unresolved),
         SdkError::DispatchFailure(failure) if failure.is_user() => (Failure::Permanent, None),
         SdkError::DispatchFailure(_) => (Failure::Transient, unresolved),
         _ => (Failure::Permanent, None),
-    }
+    };
+    (class, hint, line)
 }
