@@ -1,8 +1,9 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{parse_duration, parse_size};
+use super::names::{parse_duration, parse_rate, parse_size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -141,6 +142,12 @@ pub struct Globals {
     /// Threads that compute [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
+    /// Bytes per second to write to the repository at most, over all threads: 500K, 1.5MiB; listings are not counted
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Machine")]
+    pub limit_upload: Option<NonZeroU64>,
+    /// Bytes per second to read from the repository at most
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Machine")]
+    pub limit_download: Option<NonZeroU64>,
 }
 
 /// What to do.

@@ -4,7 +4,7 @@ use super::args::{FilterArgs, Globals};
 use super::env::{self, Environment, Profile, SecretArgs};
 use super::error::{Doing, Failure};
 use super::interrupt::Interrupt;
-use super::names::{DayEdge, parse_size, parse_time};
+use super::names::{DayEdge, parse_rate, parse_size, parse_time};
 use super::output::Output;
 use super::progress::Display;
 use crate::edge::host;
@@ -15,6 +15,7 @@ use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
 use crate::repo::snapshots::{Filter, HistoryState, Snapshot};
 use jiff::tz::TimeZone;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -92,6 +93,8 @@ impl Context {
                 .or_else(|| self.profile.s3_endpoint.clone()),
             path_style: self.globals.s3_path_style.or(self.profile.s3_path_style),
             insecure_http: self.globals.insecure_http || self.profile.insecure_http,
+            upload_rate: rate(self.globals.limit_upload, self.profile.limit_upload.as_deref())?,
+            download_rate: rate(self.globals.limit_download, self.profile.limit_download.as_deref())?,
             cancel: self.interrupt.waits.clone(),
             ..StoreOptions::default()
         };
@@ -241,6 +244,15 @@ impl Context {
             self.output.note(note);
         }
         result
+    }
+}
+
+/// Chooses a rate: the argument before the profile.
+fn rate(argument: Option<NonZeroU64>, profile: Option<&str>) -> Result<Option<NonZeroU64>, Failure> {
+    match (argument, profile) {
+        (Some(rate), _) => Ok(Some(rate)),
+        (None, Some(text)) => parse_rate(text).map(Some).map_err(Failure::usage),
+        (None, None) => Ok(None),
     }
 }
 

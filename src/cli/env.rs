@@ -127,6 +127,8 @@ pub struct Profile {
     pub s3_path_style: Option<bool>,
     #[serde(default)]
     pub insecure_http: bool,
+    pub limit_upload: Option<String>,
+    pub limit_download: Option<String>,
     #[serde(default)]
     pub exclude: Vec<String>,
     #[serde(default)]

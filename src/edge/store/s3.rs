@@ -7,6 +7,7 @@
 
 mod answer;
 
+use super::limit::{Limiter, Limits, TICK};
 use super::location::{Checksum, Location, StoreOptions};
 use super::{
     Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey, probe_key,
@@ -31,7 +32,6 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime, SdkBody};
 use aws_sdk_s3::types::{ChecksumAlgorithm, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -74,6 +74,7 @@ pub struct S3Store {
     conditional: bool,
     confirm_writes: bool,
     stall_timeout: Duration,
+    limits: Limits,
     gate: Gate,
     requests: Arc<AtomicU64>,
 }
@@ -162,6 +163,7 @@ struct PlainHttp;
 struct Slicing {
     body: Bytes,
     progress: Arc<AtomicU64>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 impl Intercept for Slicing {
@@ -178,6 +180,9 @@ impl Intercept for Slicing {
         let slices = Slices {
             rest: self.body.clone(),
             progress: self.progress.clone(),
+            limiter: self.limiter.clone(),
+            taken: 0,
+            wait: None,
         };
         *context.request_mut().body_mut() = SdkBody::from_body_1_x(slices);
         Ok(())
@@ -187,20 +192,52 @@ impl Intercept for Slicing {
 struct Slices {
     rest: Bytes,
     progress: Arc<AtomicU64>,
+    limiter: Option<Arc<Limiter>>,
+    /// Bytes that the limiter has let in and that have not been sent yet.
+    taken: u64,
+    wait: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a signal stopped the upload")]
+struct Stopped;
+
+impl Slices {
+    /// Comes back when as many bytes may be sent as it says.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, Stopped>> {
+        let Some(limiter) = &self.limiter else {
+            return Poll::Ready(Ok(SLICE_BYTES.min(self.rest.len())));
+        };
+        if self.taken == 0 {
+            self.taken = limiter.slice_bytes().min(self.rest.len() as u64);
+            self.wait = Some(Box::pin(tokio::time::sleep(limiter.take(self.taken))));
+        }
+        if limiter.is_cancelled() {
+            return Poll::Ready(Err(Stopped));
+        }
+        if let Some(wait) = &mut self.wait {
+            std::task::ready!(wait.as_mut().poll(context));
+            self.wait = None;
+        }
+        Poll::Ready(Ok(std::mem::take(&mut self.taken) as usize))
+    }
 }
 
 impl http_body::Body for Slices {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Stopped;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Stopped>>> {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let length = SLICE_BYTES.min(self.rest.len());
+        let length = match std::task::ready!(self.poll_turn(context)) {
+            Ok(length) => length,
+            Err(stopped) => return Poll::Ready(Some(Err(stopped))),
+        };
         self.progress.fetch_add(length as u64, Relaxed);
         let slice = self.rest.split_to(length);
         Poll::Ready(Some(Ok(http_body::Frame::data(slice))))
@@ -345,6 +382,7 @@ impl S3Store {
             conditional: options.conditional,
             confirm_writes: options.confirm_writes,
             stall_timeout: options.stall_timeout,
+            limits: options.limits(),
             gate: Gate::new(options.connections),
             requests,
         })
@@ -477,6 +515,7 @@ impl S3Store {
         let mut call = request.customize().interceptor(Slicing {
             body,
             progress: progress.clone(),
+            limiter: self.limits.upload.clone(),
         });
         if !self.sign_payload {
             call = call.disable_payload_signing();
@@ -484,6 +523,15 @@ impl S3Store {
         match self.watched("writing", key, &progress, call.send()).await? {
             Ok(output) if output.e_tag().is_some() || output.request_id().is_some() => Ok(Created::New),
             Ok(_) => Err(not_s3("writing", key)),
+            Err(_)
+                if self
+                    .limits
+                    .upload
+                    .as_ref()
+                    .is_some_and(|limiter| limiter.is_cancelled()) =>
+            {
+                Err(StoreError::new("writing", key, Failure::Cancelled))
+            }
             Err(error) => match self.failed("writing", key, error) {
                 (_, Some(412)) if condition == Condition::NameFree => Ok(Created::Exists),
                 (error, _) => Err(error),
@@ -652,6 +700,20 @@ impl S3Store {
             .await
     }
 
+    /// Waits until bytes that have arrived are through; meanwhile the sender is not read from, and slows down.
+    async fn await_turn(&self, limiter: &Limiter, key: &StoreKey, bytes: u64) -> Result<(), StoreError> {
+        let mut wait = limiter.take(bytes);
+        while !wait.is_zero() {
+            if limiter.is_cancelled() {
+                return Err(StoreError::new("reading", key, Failure::Cancelled));
+            }
+            let step = wait.min(TICK);
+            tokio::time::sleep(step).await;
+            wait -= step;
+        }
+        Ok(())
+    }
+
     /// Passes the wanted bytes of an answer to `sink`: all of them, or an error.
     async fn drain(&self, key: &StoreKey, opened: &mut Opened, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
         let broken = |text: String| StoreError::new("reading", key, Failure::Transient).caused_by(Said(text));
@@ -663,6 +725,9 @@ impl S3Store {
                 Ok(None) => return Err(broken(format!("the body ended {left} bytes early"))),
                 Err(_) => return Err(broken(format!("no byte for {} s", self.stall_timeout.as_secs()))),
             };
+            if let Some(limiter) = &self.limits.download {
+                self.await_turn(limiter, key, bytes.len() as u64).await?;
+            }
             let passed = opened.skip.min(bytes.len() as u64);
             opened.skip -= passed;
             let mut bytes = &bytes[passed as usize..];
