@@ -142,6 +142,9 @@ pub struct Globals {
     /// Threads that compute [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
+    /// Memory to stay below, by smaller packs, fewer uploads and fewer threads; at least 144M
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Machine")]
+    pub memory: Option<u64>,
     /// Bytes per second to write to the repository at most, over all threads: 500K, 1.5MiB; listings are not counted
     #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Machine")]
     pub limit_upload: Option<NonZeroU64>,

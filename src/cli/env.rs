@@ -127,6 +127,7 @@ pub struct Profile {
     pub s3_path_style: Option<bool>,
     #[serde(default)]
     pub insecure_http: bool,
+    pub memory: Option<String>,
     pub limit_upload: Option<String>,
     pub limit_download: Option<String>,
     #[serde(default)]

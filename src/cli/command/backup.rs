@@ -42,7 +42,8 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         roots(context, &args.sources)?
     };
     let excludes = excludes(context, &args)?;
-    let repo = context.repo()?;
+    let mut repo = context.repo()?;
+    let share = context.share_of_backup(&mut repo, args.compression_level)?;
     context
         .output
         .detail(format!("local index in {}", repo.state_dir.display()));
@@ -73,8 +74,8 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         label,
         tags,
         parent: parent(&repo, &args)?,
-        threads: context.threads(),
-        uploads: context.uploads(&repo),
+        threads: share.threads,
+        uploads: share.uploads,
         zstd_level: args.compression_level,
         dry_run: args.dry_run,
     };

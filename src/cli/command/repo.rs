@@ -290,7 +290,7 @@ pub fn check(context: &Context, args: &CheckArgs) -> Result<(), Failure> {
         max_time: args.max_time,
         max_age: args.max_age,
         snapshot,
-        threads: context.threads(),
+        threads: context.threads_with_packs(&repo)?,
     };
     let report = context
         .run("checking", |progress| check::run(&repo, &options, progress))

@@ -47,7 +47,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         },
         verify: args.verify,
         dry_run: args.dry_run,
-        threads: context.threads(),
+        fetch: context.share_of_restore(&repo)?,
         policy,
     };
     let report = context

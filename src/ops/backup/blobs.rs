@@ -9,10 +9,14 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
+use crate::repo::index::{IndexError, NodeCache};
 use crate::repo::pack_writer::{Claim, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
+
+/// Nodes that may wait to be cached: a million new files have 60 MB of them.
+const FRESH_BYTES_MAX: usize = 4 << 20;
 
 /// Writes blobs for one thread.
 pub struct BlobWorker<'a> {
@@ -96,19 +100,40 @@ pub struct NodeWriter<'a> {
     parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
     /// Inner nodes, for the manifest's hints.
     pub inner: Vec<ChunkId>,
-    /// Nodes that were not in the parent, for the local cache.
-    pub fresh: Vec<(ChunkId, Vec<u8>)>,
+    /// Nodes that were not in the parent, on their way into the local cache: what the next run compares with.
+    fresh: Vec<(ChunkId, Vec<u8>)>,
+    fresh_bytes: usize,
+    cache: &'a NodeCache,
 }
 
 impl<'a> NodeWriter<'a> {
     /// Writes through `worker`.
-    pub fn new(worker: BlobWorker<'a>, parent_nodes: Arc<Mutex<HashSet<ChunkId>>>) -> NodeWriter<'a> {
+    pub fn new(
+        worker: BlobWorker<'a>,
+        parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
+        cache: &'a NodeCache,
+    ) -> NodeWriter<'a> {
         NodeWriter {
             worker,
             parent_nodes,
             inner: Vec::new(),
             fresh: Vec::new(),
+            fresh_bytes: 0,
+            cache,
         }
+    }
+
+    /// Puts what was written since the last time into the local cache.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn fill_cache(&mut self) -> Result<(), RepoError> {
+        self.cache
+            .put_many(self.fresh.iter().map(|(id, node)| (id, node.as_slice())))
+            .map_err(IndexError::from)?;
+        self.fresh.clear();
+        self.fresh_bytes = 0;
+        Ok(())
     }
 }
 
@@ -123,7 +148,11 @@ impl NodeSink for NodeWriter<'_> {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;
+        self.fresh_bytes += node.len();
         self.fresh.push((id, node));
+        if self.fresh_bytes >= FRESH_BYTES_MAX {
+            self.fill_cache()?;
+        }
         Ok(id)
     }
 }

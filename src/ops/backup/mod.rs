@@ -25,7 +25,6 @@ use crate::pure::format::session::SessionRole;
 use crate::pure::id::{ChunkId, SessionId, SourceId};
 use crate::pure::tree::build::{BuiltTree, TreeBuilder};
 use crate::repo::error::object_error;
-use crate::repo::index::IndexError;
 use crate::repo::lock::HostLock;
 use crate::repo::session::{OutcomeLabel, Session};
 use crate::repo::snapshots::{HistoryState, Snapshot};
@@ -301,7 +300,7 @@ fn write(
                 plan.run(input, &job_sender, &order_sender);
             })
         };
-        let mut nodes = NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes);
+        let mut nodes = NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes, &repo.nodes);
         let result = build_trees(repo, session, &order, &mut nodes, &mut trees, &shared);
         // Lets the planner and the workers run out when the tree could not be built.
         drop(order);
@@ -312,13 +311,8 @@ fn write(
             return Err(RepoError::Internal("the planning thread panicked".into()).into());
         }
         inner = std::mem::take(&mut nodes.inner);
-        let fresh = std::mem::take(&mut nodes.fresh);
         result?;
-        // The nodes of this snapshot are what the next run compares with.
-        repo.nodes
-            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())))
-            .map_err(IndexError::from)?;
-        Ok(())
+        Ok(nodes.fill_cache()?)
     });
     if let Some(failure) = shared.stream_failure.lock().take() {
         return Err(failure.into());

@@ -10,6 +10,7 @@ mod select;
 use super::look::{self, Appetite, Location, open_reader};
 use super::{OpError, Progress};
 use crate::edge::fs::raise_open_files;
+use crate::pure::base::memory::FetchShare;
 use crate::pure::format::blob::Opener;
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
 use crate::pure::format::manifest::RootKind;
@@ -28,6 +29,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use fetch::fetch_share;
 pub use select::Selection;
 
 /// Problems that are kept in words; the count goes on.
@@ -46,7 +48,8 @@ pub struct Options {
     /// Read everything back and compare.
     pub verify: bool,
     pub dry_run: bool,
-    pub threads: usize,
+    /// How many fetch, and how much each.
+    pub fetch: FetchShare,
     pub policy: MetaPolicy,
 }
 
@@ -208,7 +211,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
             outcome: &outcome,
             progress,
         };
-        let walked: Result<(), OpError> = fetcher.run(options.threads, |files| {
+        let walked: Result<(), OpError> = fetcher.run(options.fetch, |files| {
             for (number, location) in locations.iter().enumerate() {
                 place(
                     location, number, options, &target, &mut nodes, &outcome, files, &mut later,

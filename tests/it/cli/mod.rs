@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod limits;
 
 use serde_json::Value;
 use std::ffi::OsStr;
