@@ -229,6 +229,9 @@ pub struct InitArgs {
     /// Make a key file and use it instead of a password
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
+    /// Also make a paper key, which opens the repository without the password, and print it
+    #[arg(long)]
+    pub paper_key: bool,
 }
 
 #[derive(Debug, Args)]
@@ -261,6 +264,34 @@ pub enum KeyCommand {
     Add(KeyAddArgs),
     /// Remove a password or key file
     Remove(KeyRemoveArgs),
+    /// Make a paper key and print it: 65 letters and digits that open the repository without the password
+    #[command(
+        after_help = "Examples:\n  larder repo key export-paper | lpr\n  larder --key-file typed.txt snapshot list\n\n\
+Each call makes another key, which `repo key list` shows and `repo key remove` removes. It is accepted at the password prompt, and in a\n\
+file with --key-file. Letters may be large or small, spaces do not matter, and a mistyped one is noticed."
+    )]
+    ExportPaper(PaperExportArgs),
+    /// Type in a paper key, and add a new password or key file with it
+    #[command(
+        after_help = "Examples:\n  larder repo key import-paper\n  larder repo key import-paper typed.txt --new-key-file /home/ann/larder.key"
+    )]
+    ImportPaper(PaperImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PaperExportArgs {
+    /// Words that remind of which one it is; everybody who can read the repository's storage can read them
+    #[arg(long, value_name = "TEXT", default_value = "paper key")]
+    pub hint: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PaperImportArgs {
+    /// File with the paper key [default: standard input, up to an empty line]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub new: KeyAddArgs,
 }
 
 #[derive(Debug, Args)]

@@ -164,11 +164,17 @@ impl Context {
     /// # Errors
     /// When there is none, or the password is wrong.
     pub fn repo(&self) -> Result<Repo, Failure> {
+        self.repo_opened_with(|| self.credential(false))
+    }
+
+    /// The same with a password or key from elsewhere.
+    ///
+    /// # Errors
+    /// When there is no repository, or the key is wrong.
+    pub fn repo_opened_with(&self, credential: impl FnOnce() -> Result<Credential, Failure>) -> Result<Repo, Failure> {
         let locked = open::connect(self.store()?, self.local_options()?).doing("opening the repository")?;
         // Only now: nobody likes to type a password for a disk that is not there.
-        let repo = locked
-            .unlock(&self.credential(false)?)
-            .doing("opening the repository")?;
+        let repo = locked.unlock(&credential()?).doing("opening the repository")?;
         for note in &repo.notes {
             self.output.note(note);
         }

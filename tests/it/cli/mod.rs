@@ -3,6 +3,7 @@
 mod bad_input;
 mod commands;
 mod limits;
+mod paper;
 
 use serde_json::Value;
 use std::ffi::OsStr;
