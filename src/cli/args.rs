@@ -419,6 +419,9 @@ pub struct RestoreArgs {
     /// Do not restore owners
     #[arg(long, help_heading = "Metadata")]
     pub no_owner: bool,
+    /// Give files to the users and groups that have the same names here [default: the same numbers]
+    #[arg(long, conflicts_with = "no_owner", help_heading = "Metadata")]
+    pub owner_by_name: bool,
     /// Do not restore extended attributes, access lists and capabilities
     #[arg(long, help_heading = "Metadata")]
     pub no_xattrs: bool,

@@ -342,6 +342,7 @@ fn restore_to(
         overwrite: Overwrite::IfChanged,
         verify,
         dry_run: false,
+        owners: restore::OwnerMap::default(),
         fetch: restore::fetch_share(true, 1),
         policy: MetaPolicy::sensible(),
     };

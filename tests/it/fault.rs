@@ -240,6 +240,7 @@ impl Scene {
                 overwrite: Overwrite::IfChanged,
                 verify: false,
                 dry_run: false,
+                owners: restore::OwnerMap::default(),
                 fetch: restore::fetch_share(true, 1),
                 policy: MetaPolicy::sensible(),
             };

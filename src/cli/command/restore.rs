@@ -5,7 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{split_snapshot, took};
 use crate::cli::output::{count, printable, with_path};
-use crate::ops::restore::{self, Options, Report, Selection};
+use crate::ops::restore::{self, Options, OwnerMap, Report, Selection};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::repo::snapshots::short_id;
@@ -33,6 +33,10 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     policy.xattrs &= !args.no_xattrs;
     policy.devices &= !args.no_devices;
     let target = std::path::absolute(&args.target).map_err(|error| Failure::local("cannot find the target", &error))?;
+    let owners = match args.owner_by_name {
+        true => OwnerMap::by_name(&snapshot.manifest),
+        false => OwnerMap::default(),
+    };
     let options = Options {
         snapshot,
         path: wanted.path,
@@ -49,6 +53,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
         fetch: context.share_of_restore(&repo)?,
         policy,
+        owners,
     };
     let report = context
         .run("restoring", |progress| restore::run(&repo, &options, progress))

@@ -15,7 +15,7 @@ mod work;
 
 use super::look::{Appetite, open_reader};
 use super::{OpError, Progress};
-use crate::edge::host;
+use crate::edge::{accounts, host};
 use crate::pure::chunk::Cutter;
 use crate::pure::format::entry::EntryKind;
 use crate::pure::format::manifest::{Hint, Manifest, Root, RootKind, Source, SourceProblem, Stats};
@@ -35,7 +35,7 @@ use blobs::{BlobWorker, NodeWriter};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use file::{Finished, Shared};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -341,6 +341,7 @@ fn write(
     let mut tags = options.tags.clone();
     tags.sort();
     tags.dedup();
+    let owners = std::mem::take(&mut *counts.owners.lock());
     let manifest = Manifest {
         source: Source {
             id: source,
@@ -354,8 +355,8 @@ fn write(
         roots,
         tags,
         parents: parent.map(|parent| parent.id).into_iter().collect(),
-        users: BTreeMap::new(),
-        groups: BTreeMap::new(),
+        users: accounts::user_names(&owners.users),
+        groups: accounts::group_names(&owners.groups),
         problems_total,
         problems,
         hints: Vec::new(),

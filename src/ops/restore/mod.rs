@@ -5,6 +5,7 @@
 //! is right.
 
 mod fetch;
+mod owners;
 mod select;
 
 use super::look::{self, Appetite, Location, open_reader};
@@ -30,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use fetch::fetch_share;
+pub use owners::OwnerMap;
 pub use select::Selection;
 
 /// Problems that are kept in words; the count goes on.
@@ -51,6 +53,7 @@ pub struct Options {
     /// How many fetch, and how much each.
     pub fetch: FetchShare,
     pub policy: MetaPolicy,
+    pub owners: OwnerMap,
 }
 
 /// What a restore did.
@@ -310,7 +313,8 @@ fn for_each_selected(
         ranges.push(Vec::new());
     } else {
         let entry = look::entry_at(location, nodes)?;
-        if let Some(entry) = entry {
+        if let Some(mut entry) = entry {
+            options.owners.apply(&mut entry);
             let mut value = Vec::new();
             entry.encode(&mut value);
             let full = look::full_path(root, &own_key)?;
@@ -329,11 +333,15 @@ fn for_each_selected(
     }
     for prefix in ranges {
         let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-        while let Some((tree_key, value)) = walk.next(nodes)? {
+        while let Some((tree_key, mut value)) = walk.next(nodes)? {
             if !tree_key.starts_with(&prefix) {
                 break;
             }
-            let entry = Entry::decode(&value).map_err(RepoError::from)?;
+            let mut entry = Entry::decode(&value).map_err(RepoError::from)?;
+            if options.owners.apply(&mut entry) {
+                value.clear();
+                entry.encode(&mut value);
+            }
             let full = look::full_path(root, &tree_key)?;
             let is_dir = entry.kind == EntryKind::Dir;
             if !options.selection.accepts(&full, is_dir) {

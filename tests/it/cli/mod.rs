@@ -3,6 +3,7 @@
 mod bad_input;
 mod commands;
 mod limits;
+mod owners;
 mod paper;
 
 use serde_json::Value;

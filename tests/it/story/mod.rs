@@ -89,6 +89,7 @@ impl World {
                 overwrite: Overwrite::IfChanged,
                 verify: true,
                 dry_run: false,
+                owners: restore::OwnerMap::default(),
                 fetch: restore::fetch_share(true, 2),
                 policy: MetaPolicy::sensible(),
             },

@@ -211,6 +211,7 @@ fn published_repository_is_restored_with_its_metadata() {
             overwrite: Overwrite::IfChanged,
             verify: true,
             dry_run: false,
+            owners: restore::OwnerMap::default(),
             fetch: restore::fetch_share(true, 2),
             policy: MetaPolicy::sensible(),
         };
