@@ -4,6 +4,7 @@
 
 use larder::edge::store::{Store, local::LocalStore};
 use larder::ops::{Progress, backup};
+use larder::pure::base::memory::IndexShare;
 use larder::pure::crypto::kdf::Cost;
 use larder::repo::open::{self, Credential, LocalOptions};
 use larder::source::files::{ExcludesBuilder, WalkOptions};
@@ -23,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let local = LocalOptions {
         cache_dir: place.with_extension("cache"),
-        filter_bytes_max: 64 << 20,
+        index: IndexShare::with_filter(64 << 20),
         node_cache_bytes_max: 256 << 20,
     };
     let repo = open::connect(store, local)?.unlock(&credential)?;

@@ -4,7 +4,7 @@
 Written from the chapters of format-spec/ alone, as a second opinion on what they say.
 It never writes to the repository. Packages: requirements.txt. Clarity first, speed second.
 Not restored: owners, extended attributes other than user.*, sockets and devices. Not checked: the store checksum (crc64nvme) of a pack.
-The passphrase comes from LARDER_PASSWORD; --key-file names a key file instead.
+The passphrase comes from LARDER_PASSWORD; --key-file names a key file instead, or a file with a paper key.
 """
 
 import argparse
@@ -349,9 +349,39 @@ def parse_protector(data):
 
 
 def parse_key_file(data):
-    if not re.fullmatch(rb"[0-9a-fA-F]{64}\n?", data):
-        raise Trouble("a key file is 64 hexadecimal digits and a newline")
-    return bytes.fromhex(data[:64].decode())
+    if re.fullmatch(rb"[0-9a-fA-F]{64}\n?", data):
+        return bytes.fromhex(data[:64].decode())
+    return parse_paper_key(data)
+
+
+BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+
+def bech32m_sum(prefix, symbols):
+    """BIP 350: 0x2bc830a3 if the checksum is right."""
+    total = 1
+    for value in [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix] + symbols:
+        top, total = total >> 25, (total & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            if top >> bit & 1:
+                total ^= generator
+    return total
+
+
+def parse_paper_key(data):
+    try:
+        lines = data.decode("ascii").lower().splitlines()
+    except UnicodeDecodeError:
+        lines = []
+    text = re.sub(r"[\s-]", "", "".join(line for line in lines if not line.lstrip().startswith("#")))
+    text = text.removeprefix("larder1")
+    symbols = [BECH32.find(c) for c in text]
+    if len(symbols) != 58 or -1 in symbols or bech32m_sum("larder", symbols) != 0x2BC830A3 or symbols[51] & 15:
+        raise Trouble("neither a key file (64 hexadecimal digits and a newline) nor a paper key without a mistake")
+    value = 0
+    for symbol in symbols[:52]:
+        value = value << 5 | symbol
+    return (value >> 4).to_bytes(32, "big")
 
 
 def open_protector(body, repo, ikm):
@@ -1416,7 +1446,7 @@ def command_check(repo, _args):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="reference reader of larder repository format 1")
     parser.add_argument("--repo", required=True, help="directory of the repository")
-    parser.add_argument("--key-file", help="open with a key file instead of LARDER_PASSWORD")
+    parser.add_argument("--key-file", help="open with a key file or a paper key instead of LARDER_PASSWORD")
     parser.add_argument("--from-trailers", action="store_true", help="find chunks by pack trailers, not by the index")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, words in (("list", command_list, ()), ("ls", command_ls, ("snapshot",)),
@@ -1431,7 +1461,7 @@ def main(arguments=None):
     def ikm_of(protector):
         if args.key_file:
             with open(args.key_file, "rb") as file:
-                return parse_key_file(file.read(100)) if protector[3] == 4 else None
+                return parse_key_file(file.read(4096)) if protector[3] == 4 else None
         passphrase = os.environb.get(b"LARDER_PASSWORD")
         if passphrase is None:
             raise Trouble("set LARDER_PASSWORD or give --key-file")

@@ -101,6 +101,19 @@ class ReaderTest(unittest.TestCase):
         del os.environ["LARDER_PASSWORD"]
         self.assertEqual(self.run_reader("list", key_file=False)[0], 1)
 
+    def test_a_paper_key_opens_and_a_mistyped_one_does_not(self):
+        with open(os.path.join(HERE, "..", "vectors", "vectors.txt")) as lines:
+            key = next(line.split(" = ")[1].strip() for line in lines if line.startswith("paper key = "))
+        sheet = os.path.join(self.folder, "sheet")
+        groups = " ".join(key[at:at + 4] for at in range(7, len(key), 4))
+        for typed, right in ((key, True), (f"# from the safe\nLARDER1 {groups.upper()}\n", True), (groups, True),
+                             (key[:-1] + ("q" if key[-1] != "q" else "p"), False), (key[:-1], False), ("larder1", False)):
+            with open(sheet, "w") as out:
+                out.write(typed)
+            code, _, errors = self.run_reader("list", key_file=False, options=("--key-file", sheet))
+            self.assertEqual(code, 0 if right else 1, typed)
+            self.assertIn("" if right else "nor a paper key", errors)
+
     def test_list_ls_and_cat(self):
         code, out, _ = self.run_reader("list")
         self.assertEqual((code, out.count(b"\n")), (0, 3))          # the forgotten one is not shown

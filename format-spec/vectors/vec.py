@@ -31,6 +31,21 @@ ZEROS_1000 = bytes(1000)
 ZSTD_FRAME = bytes.fromhex("28b52ffd60e8024d00001000000100e32b8005")
 
 
+def bech32m(prefix, data):
+    """BIP 350, by polynomial division over GF(32) as BIP 173 writes it."""
+    bits = int.from_bytes(data, "big") << (-8 * len(data) % 5)
+    count = -(-8 * len(data) // 5)
+    symbols = [bits >> 5 * (count - 1 - i) & 31 for i in range(count)]
+    total = 1
+    for value in [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix] + symbols + [0] * 6:
+        top, total = total >> 25, (total & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            total ^= generator if top >> bit & 1 else 0
+    total ^= 0x2BC830A3
+    symbols += [total >> 5 * (5 - i) & 31 for i in range(6)]
+    return prefix + "1" + "".join("qpzry9x8gf2tvdw0s3jn54khce6mua7l"[s] for s in symbols)
+
+
 def keys():
     put("repo_id", REPO)
     put("S_id/S_cdc/S_split/S_idx/S_meta/S_data/S_psk", "32 bytes each of 0x01..0x07")
@@ -267,6 +282,7 @@ def objects(pack, leaf):
     put("protector commitment", dk("larder v1 protector commit", ikm + REPO))
     put(f"object keys/{KID.hex()}/0000", protector_object(1, ikm, {0: salt, 1: 65536, 2: 3, 3: 4}))
     put("key file", "".join(f"{i:02x}" for i in range(32)) + "\\n")
+    put("paper key", bech32m("larder", bytes(range(32))))
     put(f"object keys/{KID.hex()}/0001", protector_object(4, bytes(range(32)), {}))
     put("config CBOR (signed)", sign(config_body(), "config/00000000"))
     put("object config/00000000", config_object())

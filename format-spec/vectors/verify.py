@@ -189,6 +189,8 @@ def check_vectors():
                        ("entry stream", 2), ("entry file with a list", 0)):
         reader.parse_entry(unhex(name), root)
     kid = V["kid"]
+    if reader.parse_paper_key(V["paper key"].upper().encode()) != bytes(range(32)):
+        wrong.append("vectors.txt: paper key")
     for number, ikm in ((0, unhex('argon2id(m=65536KiB,t=3,p=4,salt=000102..0f,"correct horse battery staple")')),
                         (1, reader.parse_key_file(V["key file"].replace("\\n", "\n").encode()))):
         body = reader.parse_protector(unhex(f"object keys/{kid}/{number:04d}"))

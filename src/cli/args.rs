@@ -1,8 +1,9 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{Every, parse_duration, parse_every, parse_size};
+use super::names::{Every, parse_duration, parse_every, parse_rate, parse_size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -141,6 +142,15 @@ pub struct Globals {
     /// Threads that compute [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
+    /// Memory to stay below, by smaller packs, fewer uploads and fewer threads; at least 144M
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Machine")]
+    pub memory: Option<u64>,
+    /// Bytes per second to write to the repository at most, over all threads: 500K, 1.5MiB; listings are not counted
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Machine")]
+    pub limit_upload: Option<NonZeroU64>,
+    /// Bytes per second to read from the repository at most
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Machine")]
+    pub limit_download: Option<NonZeroU64>,
 }
 
 /// What to do.
@@ -219,6 +229,9 @@ pub struct InitArgs {
     /// Make a key file and use it instead of a password
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
+    /// Also make a paper key, which opens the repository without the password, and print it
+    #[arg(long)]
+    pub paper_key: bool,
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +264,34 @@ pub enum KeyCommand {
     Add(KeyAddArgs),
     /// Remove a password or key file
     Remove(KeyRemoveArgs),
+    /// Make a paper key and print it: 65 letters and digits that open the repository without the password
+    #[command(
+        after_help = "Examples:\n  larder repo key export-paper | lpr\n  larder --key-file typed.txt snapshot list\n\n\
+Each call makes another key, which `repo key list` shows and `repo key remove` removes. It is accepted at the password prompt, and in a\n\
+file with --key-file. Letters may be large or small, spaces do not matter, and a mistyped one is noticed."
+    )]
+    ExportPaper(PaperExportArgs),
+    /// Type in a paper key, and add a new password or key file with it
+    #[command(
+        after_help = "Examples:\n  larder repo key import-paper\n  larder repo key import-paper typed.txt --new-key-file /home/ann/larder.key"
+    )]
+    ImportPaper(PaperImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PaperExportArgs {
+    /// Words that remind of which one it is; everybody who can read the repository's storage can read them
+    #[arg(long, value_name = "TEXT", default_value = "paper key")]
+    pub hint: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PaperImportArgs {
+    /// File with the paper key [default: standard input, up to an empty line]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub new: KeyAddArgs,
 }
 
 #[derive(Debug, Args)]
@@ -386,6 +427,9 @@ pub struct RestoreArgs {
     /// Do not restore owners
     #[arg(long, help_heading = "Metadata")]
     pub no_owner: bool,
+    /// Give files to the users and groups that have the same names here [default: the same numbers]
+    #[arg(long, conflicts_with = "no_owner", help_heading = "Metadata")]
+    pub owner_by_name: bool,
     /// Do not restore extended attributes, access lists and capabilities
     #[arg(long, help_heading = "Metadata")]
     pub no_xattrs: bool,

@@ -5,22 +5,26 @@ use super::args::{FilterArgs, Globals};
 use super::env::{self, Environment, Profile, SecretArgs};
 use super::error::{Doing, Failure};
 use super::interrupt::Interrupt;
-use super::names::{DayEdge, local_time, parse_size, parse_time};
+use super::names::{DayEdge, local_time, parse_rate, parse_size, parse_time};
 use super::output::Output;
 use super::progress::Display;
 use crate::edge::host;
 use crate::edge::store::Store;
 use crate::edge::store::location::{self, Location, StoreOptions};
 use crate::ops::Progress;
+use crate::ops::restore::fetch_share;
+use crate::pure::base::memory::{BackupNeeds, BackupShare, Ceiling, FetchShare, IndexShare, TooSmall};
+use crate::pure::base::size::format_bytes;
+use crate::pure::format::blob::RAW_BYTES_MAX;
+use crate::pure::format::config::Config;
 use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
 use crate::repo::snapshots::{Filter, HistoryState, Snapshot, short_id};
 use jiff::tz::TimeZone;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Ceiling of the index's filter: enough for a false answer in a hundred at 200 million chunks.
-const FILTER_BYTES_MAX: u64 = 256 << 20;
 /// Default ceiling of the cached tree nodes.
 const CACHE_BYTES: u64 = 512 << 20;
 /// Uploads at once to a remote store; a local disk gains nothing from more than one.
@@ -33,6 +37,8 @@ pub struct Context {
     pub profile: Profile,
     pub output: Output,
     pub interrupt: Interrupt,
+    /// What `--memory` allows, where it was given.
+    memory: Option<Ceiling>,
 }
 
 impl Context {
@@ -44,12 +50,19 @@ impl Context {
         let interrupt = Interrupt::listen(output.json)?;
         let environment = Environment::read()?;
         let profile = env::read_profile(globals.config.as_deref(), globals.profile.as_deref(), &environment)?;
+        let memory = match (globals.memory, &profile.memory) {
+            (Some(bytes), _) => Some(bytes),
+            (None, Some(text)) => Some(parse_size(text).map_err(Failure::usage)?),
+            (None, None) => None,
+        };
+        let memory = memory.map(Ceiling::new).transpose().map_err(too_small)?;
         Ok(Context {
             globals,
             environment,
             profile,
             output,
             interrupt,
+            memory,
         })
     }
 
@@ -93,6 +106,8 @@ impl Context {
                 .or_else(|| self.profile.s3_endpoint.clone()),
             path_style: self.globals.s3_path_style.or(self.profile.s3_path_style),
             insecure_http: self.globals.insecure_http || self.profile.insecure_http,
+            upload_rate: rate(self.globals.limit_upload, self.profile.limit_upload.as_deref())?,
+            download_rate: rate(self.globals.limit_download, self.profile.limit_download.as_deref())?,
             cancel: self.interrupt.waits.clone(),
             ..StoreOptions::default()
         };
@@ -114,7 +129,7 @@ impl Context {
         };
         Ok(LocalOptions {
             cache_dir: self.cache_dir()?,
-            filter_bytes_max: FILTER_BYTES_MAX,
+            index: self.memory.map_or(IndexShare::DEFAULT, Ceiling::index),
             node_cache_bytes_max: size,
         })
     }
@@ -150,11 +165,17 @@ impl Context {
     /// # Errors
     /// When there is none, or the password is wrong.
     pub fn repo(&self) -> Result<Repo, Failure> {
+        self.repo_opened_with(|| self.credential(false))
+    }
+
+    /// The same with a password or key from elsewhere.
+    ///
+    /// # Errors
+    /// When there is no repository, or the key is wrong.
+    pub fn repo_opened_with(&self, credential: impl FnOnce() -> Result<Credential, Failure>) -> Result<Repo, Failure> {
         let locked = open::connect(self.store()?, self.local_options()?).doing("opening the repository")?;
         // Only now: nobody likes to type a password for a disk that is not there.
-        let repo = locked
-            .unlock(&self.credential(false)?)
-            .doing("opening the repository")?;
+        let repo = locked.unlock(&credential()?).doing("opening the repository")?;
         for note in &repo.notes {
             self.output.note(note);
         }
@@ -254,12 +275,80 @@ impl Context {
         self.globals.threads.map_or_else(host::cpu_count, usize::from)
     }
 
-    /// Returns how many uploads may be under way.
-    pub fn uploads(&self, repo: &Repo) -> usize {
+    /// Returns how a backup is to work, and has its packs become smaller where memory asks for that.
+    ///
+    /// # Errors
+    /// When the ceiling of memory is too low.
+    pub fn share_of_backup(&self, repo: &mut Repo, zstd_level: Option<u32>) -> Result<BackupShare, Failure> {
         let most = if repo.store.is_local() { 2 } else { REMOTE_UPLOADS };
-        self.globals
+        let uploads = self
+            .globals
             .connections
-            .map_or(most, |connections| most.min(usize::from(connections)))
+            .map_or(most, |connections| most.min(usize::from(connections)));
+        let config = &mut repo.config;
+        let mut share = BackupShare {
+            threads: self.threads(),
+            uploads,
+            pack_bytes: config.data_pack_bytes,
+        };
+        if let Some(ceiling) = self.memory {
+            let needs = BackupNeeds {
+                threads: share.threads,
+                uploads: share.uploads,
+                pack_bytes: config.data_pack_bytes.max(config.meta_pack_bytes),
+                lanes: config.lanes.clamp(1, 4) as usize,
+                chunk_bytes_max: chunk_bytes_max(config),
+                zstd_level: zstd_level.unwrap_or(config.zstd_level),
+            };
+            share = ceiling.backup(needs).map_err(too_small)?;
+            // The configuration's sizes are advice: what a reader needs to know is in each pack.
+            config.data_pack_bytes = config.data_pack_bytes.min(share.pack_bytes);
+            config.meta_pack_bytes = config.meta_pack_bytes.min(share.pack_bytes);
+            self.output.detail(format!(
+                "within the memory allowed: {} threads, {} uploads, packs of {}",
+                share.threads,
+                share.uploads,
+                format_bytes(config.data_pack_bytes)
+            ));
+        }
+        Ok(share)
+    }
+
+    /// Returns how a restore is to work.
+    ///
+    /// # Errors
+    /// When the ceiling of memory is too low.
+    pub fn share_of_restore(&self, repo: &Repo) -> Result<FetchShare, Failure> {
+        let wanted = fetch_share(repo.store.is_local(), self.threads());
+        match self.memory {
+            None => Ok(wanted),
+            Some(ceiling) => ceiling.fetch(wanted, chunk_bytes_max(&repo.config)).map_err(too_small),
+        }
+    }
+
+    /// Returns how many threads may read whole packs.
+    ///
+    /// # Errors
+    /// When the ceiling of memory is too low.
+    pub fn threads_with_packs(&self, repo: &Repo) -> Result<usize, Failure> {
+        let pack = repo.config.data_pack_bytes.max(repo.config.meta_pack_bytes);
+        // A pack, which a remote store copies once, and one chunk of it.
+        self.threads_with(2 * pack + chunk_bytes_max(&repo.config))
+    }
+
+    /// Returns how many threads may hold chunks, as `dump` does: two ahead, each sealed and opened.
+    ///
+    /// # Errors
+    /// When the ceiling of memory is too low.
+    pub fn threads_with_chunks(&self, repo: &Repo) -> Result<usize, Failure> {
+        self.threads_with(4 * chunk_bytes_max(&repo.config))
+    }
+
+    fn threads_with(&self, bytes_each: u64) -> Result<usize, Failure> {
+        match self.memory {
+            None => Ok(self.threads()),
+            Some(ceiling) => ceiling.threads(self.threads(), bytes_each).map_err(too_small),
+        }
     }
 
     /// Runs a verb that stops cleanly when a signal asks for it, with its progress shown.
@@ -273,6 +362,26 @@ impl Context {
             self.output.note(note);
         }
         result
+    }
+}
+
+fn too_small(error: TooSmall) -> Failure {
+    Failure::usage(error.to_string()).with_hint(format!("give --memory {}M or more", error.needed >> 20))
+}
+
+/// Chunks may be this long in a repository; without a known profile nothing can be cut, and the format's limit holds.
+fn chunk_bytes_max(config: &Config) -> u64 {
+    config
+        .chunker()
+        .map_or(RAW_BYTES_MAX as u64, |(_, profile)| u64::from(profile.max))
+}
+
+/// Chooses a rate: the argument before the profile.
+fn rate(argument: Option<NonZeroU64>, profile: Option<&str>) -> Result<Option<NonZeroU64>, Failure> {
+    match (argument, profile) {
+        (Some(rate), _) => Ok(Some(rate)),
+        (None, Some(text)) => parse_rate(text).map(Some).map_err(Failure::usage),
+        (None, None) => Ok(None),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::error::Failure;
 use crate::edge::{host, process};
 use crate::pure::base::Kind;
+use crate::pure::crypto::paper::{self, Reading};
 use crate::repo::open::Credential;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -127,6 +128,9 @@ pub struct Profile {
     pub s3_path_style: Option<bool>,
     #[serde(default)]
     pub insecure_http: bool,
+    pub memory: Option<String>,
+    pub limit_upload: Option<String>,
+    pub limit_download: Option<String>,
     #[serde(default)]
     pub exclude: Vec<String>,
     #[serde(default)]
@@ -338,6 +342,10 @@ fn password(bytes: Zeroizing<Vec<u8>>, from: &str) -> Result<Credential, Failure
     if std::str::from_utf8(&bytes).is_err() {
         return Err(Failure::new(Kind::Auth, format!("the password is not UTF-8 ({from})")));
     }
+    // Whoever has only the paper types it where a password is asked for.
+    if let Some(key) = paper(&bytes, from)? {
+        return Ok(key);
+    }
     Ok(Credential::Password(bytes))
 }
 
@@ -354,15 +362,62 @@ pub fn password_file(path: &Path) -> Result<Credential, Failure> {
 
 fn key_file(path: &Path) -> Result<Credential, Failure> {
     let bytes = read_secret(path, "key file")?;
-    Credential::from_key_file(&bytes).ok_or_else(|| {
-        Failure::new(
-            Kind::Auth,
-            format!(
-                "{} is not a key file: it must hold 64 hexadecimal digits",
-                path.display()
-            ),
-        )
+    let shown = path.display().to_string();
+    match Credential::from_key_file(&bytes) {
+        Some(key) => Ok(key),
+        None => paper(&bytes, &shown)?.ok_or_else(|| {
+            Failure::new(
+                Kind::Auth,
+                format!("{shown} is not a key file: it must hold 64 hexadecimal digits, or a paper key"),
+            )
+        }),
+    }
+}
+
+/// Reads a paper key, if the text is meant to be one.
+fn paper(text: &[u8], from: &str) -> Result<Option<Credential>, Failure> {
+    match paper::read(text) {
+        Reading::Key(secret) => Ok(Some(Credential::KeyFile(secret))),
+        Reading::Other => Ok(None),
+        Reading::Mistyped(mistake) => {
+            let mut failure = Failure::new(Kind::Auth, format!("the paper key is mistyped ({from})"))
+                .with_hint("compare it with the paper, group by group; groups are counted after larder1, row by row");
+            failure.causes.push(mistake.to_string());
+            Err(failure)
+        }
+    }
+}
+
+/// Reads a paper key from a file, or from standard input up to an empty line or the end.
+///
+/// # Errors
+/// When it cannot be read, is mistyped, or is none.
+pub fn paper_key(path: Option<&Path>) -> Result<Credential, Failure> {
+    let (bytes, from) = match path {
+        Some(path) => (read_secret(path, "paper key")?, path.display().to_string()),
+        None => (typed_lines()?, "standard input".to_owned()),
+    };
+    paper(&bytes, &from)?.ok_or_else(|| {
+        Failure::new(Kind::Auth, format!("this is no paper key ({from})"))
+            .with_hint("it begins with larder1, and 58 letters and digits follow")
     })
+}
+
+fn typed_lines() -> Result<Zeroizing<Vec<u8>>, Failure> {
+    // A vector that grows would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX as usize));
+    let mut one = Zeroizing::new([0u8; 1]);
+    let mut stdin = io::stdin().lock();
+    while bytes.len() < SECRET_BYTES_MAX as usize {
+        let read = stdin
+            .read(&mut *one)
+            .map_err(|error| secret_failure("cannot read the paper key", &error))?;
+        if read == 0 || (one[0] == b'\n' && bytes.last() == Some(&b'\n')) {
+            break;
+        }
+        bytes.push(one[0]);
+    }
+    Ok(bytes)
 }
 
 fn ask(prompt: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {

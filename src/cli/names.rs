@@ -7,6 +7,7 @@ use crate::pure::base::time::FileTime;
 use jiff::civil;
 use jiff::tz::TimeZone;
 use std::ffi::OsStr;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -137,6 +138,22 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write 500M or 1.5GiB"))
 }
 
+/// Slowest rate that is taken: below it nothing but time-outs would come of it.
+const RATE_MIN: u64 = 1 << 10;
+
+/// Reads a rate in bytes per second: `500K`, `1.5MiB`, `2M/s`.
+///
+/// # Errors
+/// When it is none, or too slow to work.
+pub fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let trimmed = text.trim();
+    let bytes = parse_bytes(trimmed.strip_suffix("/s").unwrap_or(trimmed))
+        .ok_or_else(|| format!("{text:?} is not a rate; write 500K or 1.5MiB, in bytes per second"))?;
+    NonZeroU64::new(bytes)
+        .filter(|bytes| bytes.get() >= RATE_MIN)
+        .ok_or_else(|| format!("{text:?} is too slow; at least 1K (bytes per second) is needed"))
+}
+
 fn moment(time: Timestamp) -> jiff::Timestamp {
     jiff::Timestamp::from_nanosecond(time.0.into())
         .expect("64 bits of nanoseconds lie within the years that jiff knows")
@@ -183,6 +200,16 @@ mod tests {
     fn split(text: &str) -> (String, Option<String>) {
         let parts = split_snapshot(OsStr::new(text)).unwrap();
         (parts.snapshot, parts.path.map(|path| String::from_utf8(path).unwrap()))
+    }
+
+    #[test]
+    fn rates_are_sizes_per_second() {
+        let rate = |text| parse_rate(text).map(NonZeroU64::get);
+        assert_eq!(rate("500K"), Ok(512_000));
+        assert_eq!(rate("1.5MiB/s"), Ok(1_572_864));
+        for wrong in ["0", "512", "fast", "", "/s", "2M/h"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

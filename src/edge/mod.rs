@@ -1,5 +1,6 @@
 //! One outside thing each; knows nothing of backup.
 
+pub mod accounts;
 pub mod fs;
 pub mod host;
 pub mod localdb;

@@ -5,6 +5,7 @@ use super::restore::{for_each_chunk, read_chunk, read_content};
 use super::{OpError, Progress};
 use crate::pure::format::blob::Opener;
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
+use crate::pure::format::manifest::Manifest;
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
@@ -211,6 +212,7 @@ pub fn tar(
             &mut archive,
             name,
             entry,
+            &snapshot.manifest,
             &reader,
             &mut contents,
             &mut opener,
@@ -246,6 +248,7 @@ fn append_entry(
     archive: &mut tar::Builder<&mut dyn Write>,
     name: &[u8],
     entry: &Entry,
+    manifest: &Manifest,
     reader: &BlobReader<'_>,
     contents: &mut TreeReader<'_, '_>,
     opener: &mut Opener,
@@ -262,6 +265,18 @@ fn append_entry(
     let mut records: Vec<(String, Vec<u8>)> = Vec::new();
     let mtime = format!("{}.{:09}", entry.mtime.seconds, entry.mtime.nanos);
     records.push(("mtime".into(), mtime.into_bytes()));
+    // Names count for those who unpack as root, unless they ask for numbers; a name that does not fit goes into a record.
+    let owners = [
+        ("uname", 265..297, manifest.users.get(&entry.uid)),
+        ("gname", 297..329, manifest.groups.get(&entry.gid)),
+    ];
+    for (key, field, name) in owners {
+        if let Some(name) = name
+            && set_bytes(&mut header.as_mut_bytes()[field], name.as_bytes()).is_none()
+        {
+            records.push((key.into(), name.clone().into_bytes()));
+        }
+    }
     for (key, value) in &entry.attributes.xattrs {
         records.push((format!("SCHILY.xattr.{}", String::from_utf8_lossy(key)), value.clone()));
     }

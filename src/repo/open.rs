@@ -4,6 +4,7 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::{IndexError, LocalIndex, NodeCache};
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Listed, Part, Prefix, Store, StoreKey};
+use crate::pure::base::memory::IndexShare;
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
 use crate::pure::crypto::{EpochSecrets, KeyRing, Secret, Signer, Verifier};
@@ -52,8 +53,8 @@ impl Credential {
 pub struct LocalOptions {
     /// Root of the cache; each repository has a folder below it.
     pub cache_dir: PathBuf,
-    /// Ceiling of the index's filter, bytes.
-    pub filter_bytes_max: u64,
+    /// Memory of the index.
+    pub index: IndexShare,
     /// Ceiling of the tree node cache, bytes.
     pub node_cache_bytes_max: u64,
 }
@@ -369,7 +370,7 @@ fn open_index(
     notes: &mut Vec<String>,
 ) -> Result<(LocalIndex, PathBuf), RepoError> {
     let dir = options.cache_dir.join(repo.to_string());
-    let attempt = private_dir(&dir).and_then(|()| Ok(LocalIndex::open(&dir, repo, options.filter_bytes_max)?));
+    let attempt = private_dir(&dir).and_then(|()| Ok(LocalIndex::open(&dir, repo, options.index)?));
     match attempt {
         Ok(index) => {
             if index.was_rebuilt().is_some() {
@@ -381,7 +382,7 @@ fn open_index(
             notes.push(format!(
                 "the cache cannot be used, working with a temporary one: {error}"
             ));
-            let index = LocalIndex::open_temporary(repo)?;
+            let index = LocalIndex::open_temporary(repo, options.index)?;
             let dir = index.directory().to_path_buf();
             Ok((index, dir))
         }
@@ -421,6 +422,7 @@ impl Locked {
             &grant::cache_key(&kid_secret, &repo),
             self.options.node_cache_bytes_max,
         )
+        .and_then(|nodes| nodes.keep_within(self.options.index).map(|()| nodes))
         .map_err(IndexError::from)?;
         Ok(Repo {
             store: self.store,

@@ -250,7 +250,12 @@ mod tests {
     /// A store and an index with `count` packs of one chunk each.
     fn scene(count: u32) -> Scene {
         let dir = tempfile::tempdir().unwrap();
-        let index = LocalIndex::open(dir.path(), &RepoId([1; 16]), 1 << 20).unwrap();
+        let index = LocalIndex::open(
+            dir.path(),
+            &RepoId([1; 16]),
+            crate::pure::base::memory::IndexShare::with_filter(1 << 20),
+        )
+        .unwrap();
         let memory = MemoryStore::new();
         let mut content = RunContent {
             slots: vec![Slot([5; 88])],

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
 use larder::ops::{OpError, Progress, backup, check, dump, restore};
+use larder::pure::base::memory::IndexShare;
 use larder::pure::base::{Explain, Kind, Timestamp};
 use larder::pure::crypto::Secret;
 use larder::pure::format::condemn::{CondemnKind, Condemnation};
@@ -57,7 +58,7 @@ fn scratch() -> tempfile::TempDir {
 fn try_open(store: &MemoryStore, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
     let options = LocalOptions {
         cache_dir: cache.to_owned(),
-        filter_bytes_max: 1 << 20,
+        index: IndexShare::with_filter(1 << 20),
         node_cache_bytes_max: 1 << 20,
     };
     open::connect(Arc::new(store.clone()), options)?.unlock(credential)
@@ -341,7 +342,8 @@ fn restore_to(
         overwrite: Overwrite::IfChanged,
         verify,
         dry_run: false,
-        threads: 1,
+        owners: restore::OwnerMap::default(),
+        fetch: restore::fetch_share(true, 1),
         policy: MetaPolicy::sensible(),
     };
     restore::run(repo, &options, &Progress::default())

@@ -10,6 +10,7 @@ use crate::story::{noise, options, tree};
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
 use larder::ops::{OpError, Progress, backup, check, dump, restore, tag};
+use larder::pure::base::memory::IndexShare;
 use larder::pure::base::{Explain, Kind};
 use larder::pure::chunk::Profile;
 use larder::pure::crypto::Secret;
@@ -54,7 +55,7 @@ fn scratch() -> tempfile::TempDir {
 fn try_open(store: Arc<dyn Store>, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
     let options = LocalOptions {
         cache_dir: cache.to_owned(),
-        filter_bytes_max: 1 << 20,
+        index: IndexShare::with_filter(1 << 20),
         node_cache_bytes_max: 1 << 20,
     };
     open::connect(store, options)?.unlock(credential)
@@ -270,7 +271,8 @@ impl Scene {
                 overwrite: Overwrite::IfChanged,
                 verify: false,
                 dry_run: false,
-                threads: 1,
+                owners: restore::OwnerMap::default(),
+                fetch: restore::fetch_share(true, 1),
                 policy: MetaPolicy::sensible(),
             };
             let report = restore::run(&repo, &options, &Progress::default()).unwrap();

@@ -160,7 +160,8 @@ fn restored(repo: &Repo, snapshot: &Snapshot, path: Option<&[u8]>, target: &Path
         overwrite: Overwrite::Always,
         verify: false,
         dry_run: false,
-        threads: 1,
+        owners: restore::OwnerMap::default(),
+        fetch: restore::fetch_share(true, 1),
         policy: MetaPolicy::sensible(),
     };
     restore::run(repo, &options, &Progress::default())
@@ -289,7 +290,8 @@ fn trees_that_break_a_rule_are_refused_and_nothing_is_written_outside() {
             &repo,
             &check::Options {
                 snapshot: Some(snapshot.clone()),
-                threads: 1,
+                owners: restore::OwnerMap::default(),
+                fetch: restore::fetch_share(true, 1),
                 ..check::Options::default()
             },
             &Progress::default(),

@@ -209,7 +209,7 @@ fn void_counts_on_machines_that_know_the_outcome() {
 fn unlock(store: &MemoryStore, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
     let options = LocalOptions {
         cache_dir: cache.to_owned(),
-        filter_bytes_max: 1 << 20,
+        index: larder::pure::base::memory::IndexShare::with_filter(1 << 20),
         node_cache_bytes_max: 1 << 20,
     };
     open::connect(Arc::new(store.clone()), options)?.unlock(credential)

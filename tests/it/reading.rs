@@ -164,7 +164,8 @@ impl Ward {
             overwrite: Overwrite::IfChanged,
             verify: false,
             dry_run: false,
-            threads: 2,
+            owners: restore::OwnerMap::default(),
+            fetch: restore::fetch_share(true, 2),
             policy: MetaPolicy::sensible(),
         };
         change(&mut options);
@@ -184,7 +185,7 @@ impl Ward {
 fn open_at(store: Arc<dyn Store>, cache: &Path) -> Repo {
     let options = LocalOptions {
         cache_dir: cache.to_owned(),
-        filter_bytes_max: 1 << 20,
+        index: larder::pure::base::memory::IndexShare::with_filter(1 << 20),
         node_cache_bytes_max: 64 << 20,
     };
     open::connect(store, options).unwrap().unlock(&credential()).unwrap()

@@ -44,7 +44,8 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
     }
     let roots = if is_stream { Vec::new() } else { roots(context, &args)? };
     let excludes = excludes(context, &args)?;
-    let repo = context.repo()?;
+    let mut repo = context.repo()?;
+    let share = context.share_of_backup(&mut repo, args.compression_level)?;
     context
         .output
         .detail(format!("local index in {}", repo.state_dir.display()));
@@ -75,8 +76,8 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         label,
         tags,
         parent: parent(&repo, &args)?,
-        threads: context.threads(),
-        uploads: context.uploads(&repo),
+        threads: share.threads,
+        uploads: share.uploads,
         zstd_level: args.compression_level,
         checkpoints: match args.checkpoint_every {
             Some(Every::Never) => None,

@@ -27,7 +27,7 @@ pub fn run(context: &Context, args: &DumpArgs) -> Result<(), Failure> {
             .with_hint("larder dump SNAPSHOT PATH, or everything: larder dump SNAPSHOT --archive tar"));
     }
     let (repo, snapshot) = context.repo_with_snapshot(&wanted.snapshot, &args.filter)?;
-    let threads = context.threads();
+    let threads = context.threads_with_chunks(&repo)?;
     // No bar: the terminal may be where the file goes.
     context.interrupt.stop_cleanly();
     let progress = &context.interrupt.progress;

@@ -5,15 +5,34 @@ use crate::cli::names::local_file_time;
 use crate::cli::output::{Output, printable, put_path};
 use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::{Entry, EntryKind};
+use crate::pure::format::manifest::Manifest;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Names of users and groups where a snapshot was made.
+#[derive(Clone, Copy)]
+pub struct Names<'m> {
+    users: &'m BTreeMap<u32, String>,
+    groups: &'m BTreeMap<u32, String>,
+}
+
+impl<'m> Names<'m> {
+    /// Takes those of a snapshot.
+    pub fn of(manifest: &'m Manifest) -> Names<'m> {
+        Names {
+            users: &manifest.users,
+            groups: &manifest.groups,
+        }
+    }
+}
 
 /// Prints one entry.
 ///
 /// # Errors
 /// When the output is closed or full.
-pub fn show(output: &Output, path: &[u8], entry: &Entry, long: bool) -> Result<(), Failure> {
+pub fn show(output: &Output, names: Names<'_>, path: &[u8], entry: &Entry, long: bool) -> Result<(), Failure> {
     if output.json {
-        return output.json_row(&entry_json(path, entry));
+        return output.json_row(&entry_json(names, path, entry));
     }
     if !long {
         return output.line(printable(path));
@@ -27,13 +46,20 @@ pub fn show(output: &Output, path: &[u8], entry: &Entry, long: bool) -> Result<(
         _ => entry.size().to_string(),
     };
     output.line(format!(
-        "{} {:>5} {:>5} {size:>12} {} {}{target}",
+        "{} {:<8} {:<8} {size:>12} {} {}{target}",
         mode(entry),
-        entry.uid,
-        entry.gid,
+        owner(names.users, entry.uid),
+        owner(names.groups, entry.gid),
         local_file_time(entry.mtime),
         printable(path)
     ))
+}
+
+/// Returns the name that a user or group had where the snapshot was made, else the number.
+fn owner(names: &BTreeMap<u32, String>, id: u32) -> String {
+    names
+        .get(&id)
+        .map_or_else(|| id.to_string(), |name| printable(name.as_bytes()))
 }
 
 /// Returns the word for what an entry is.
@@ -66,7 +92,7 @@ fn jiff_time(time: FileTime) -> Option<String> {
 }
 
 /// Makes the JSON object of an entry.
-pub fn entry_json(path: &[u8], entry: &Entry) -> Value {
+pub fn entry_json(names: Names<'_>, path: &[u8], entry: &Entry) -> Value {
     let mut object = serde_json::Map::new();
     object.insert("type".into(), json!("entry"));
     object.insert("version".into(), json!(1));
@@ -75,6 +101,8 @@ pub fn entry_json(path: &[u8], entry: &Entry) -> Value {
     object.insert("mode".into(), json!(format!("{:04o}", entry.mode)));
     object.insert("uid".into(), json!(entry.uid));
     object.insert("gid".into(), json!(entry.gid));
+    object.insert("user".into(), json!(names.users.get(&entry.uid)));
+    object.insert("group".into(), json!(names.groups.get(&entry.gid)));
     object.insert("size".into(), json!(entry.size()));
     object.insert("mtime".into(), time(entry.mtime));
     object.insert("ctime".into(), time(entry.ctime));
@@ -155,6 +183,17 @@ mod tests {
     fn times_beyond_every_calendar_are_numbers() {
         let mut entry = entry(EntryKind::Dir, 0);
         entry.mtime.seconds = i64::MAX;
-        assert_eq!(entry_json(b"/x", &entry)["mtime"], json!(i64::MAX));
+        let (users, groups) = (BTreeMap::from([(0, "root".to_owned())]), BTreeMap::new());
+        let names = Names {
+            users: &users,
+            groups: &groups,
+        };
+        let row = entry_json(names, b"/x", &entry);
+        assert_eq!(row["mtime"], json!(i64::MAX));
+        assert_eq!(
+            (&row["user"], &row["group"]),
+            (&json!("root"), &Value::Null),
+            "a name where there is one"
+        );
     }
 }

@@ -41,6 +41,7 @@ pub fn run(context: &Context, args: &FindArgs) -> Result<(), Failure> {
     };
     for snapshot in &snapshots {
         let reader = look::open_reader(&repo, snapshot, Appetite::Much)?;
+        let names = entries::Names::of(&snapshot.manifest);
         let mut nodes = TreeReader::new(&reader);
         let (mut closed, mut shown) = (None, false);
         let listed = look::list(snapshot, None, true, &mut nodes, &mut |path, entry| {
@@ -54,11 +55,11 @@ pub fn run(context: &Context, args: &FindArgs) -> Result<(), Failure> {
             heading(context, snapshot, first)
                 .and_then(|()| match context.output.json {
                     true => {
-                        let mut row = entries::entry_json(path, entry);
+                        let mut row = entries::entry_json(names, path, entry);
                         row["snapshot"] = snapshot.id.to_string().into();
                         context.output.json_row(&row)
                     }
-                    false => entries::show(&context.output, path, entry, args.long),
+                    false => entries::show(&context.output, names, path, entry, args.long),
                 })
                 .map_err(|failure| {
                     closed = Some(failure);

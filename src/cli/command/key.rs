@@ -1,19 +1,26 @@
-//! `repo key`: passwords and key files.
+//! `repo key`: passwords, key files and paper keys.
 
-use crate::cli::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs};
+use crate::cli::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs, PaperExportArgs, PaperImportArgs};
 use crate::cli::context::Context;
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
 use crate::cli::output::printable;
+use crate::edge::host;
 use crate::ops::keys;
+use crate::pure::crypto::{Secret, paper};
+use crate::repo::Repo;
+use crate::repo::open::Credential;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 pub fn run(context: &Context, command: KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::List => list(context),
         KeyCommand::Add(args) => add(context, &args),
         KeyCommand::Remove(args) => remove(context, &args),
+        KeyCommand::ExportPaper(args) => export_paper(context, &args),
+        KeyCommand::ImportPaper(args) => import_paper(context, &args),
     }
 }
 
@@ -56,13 +63,82 @@ fn list(context: &Context) -> Result<(), Failure> {
 }
 
 fn add(context: &Context, args: &KeyAddArgs) -> Result<(), Failure> {
+    add_to(context, &context.repo()?, args)
+}
+
+/// A paper key that exists in the repository and has not been shown yet.
+pub struct PaperKey {
+    number: u32,
+    text: Zeroizing<String>,
+}
+
+impl PaperKey {
+    /// Adds one, and tries out that it opens the repository.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    pub fn make(repo: &Repo, hint: String) -> Result<PaperKey, Failure> {
+        let secret = Secret::new(host::random());
+        let text = paper::write(&secret);
+        let number = keys::add(repo, &Credential::KeyFile(secret), Some(hint)).doing("adding the paper key")?;
+        Ok(PaperKey { number, text })
+    }
+
+    /// Returns the key as one line.
+    pub fn line(&self) -> Zeroizing<String> {
+        let mut line = Zeroizing::new(String::with_capacity(self.text.len()));
+        for (place, group) in self.text.split_whitespace().enumerate() {
+            line.push_str(if place > 0 { " " } else { "" });
+            line.push_str(group);
+        }
+        line
+    }
+
+    /// Returns what is printed: all that somebody needs who finds it in years. As it is, it can be used with `--key-file`.
+    pub fn sheet(&self, repo: &Repo) -> Zeroizing<String> {
+        Zeroizing::new(format!(
+            "# Paper key number {} of the larder repository {}\n# at {}, made {}\n\
+             # It opens the repository without the password. Keep it where only you find it, and not on this machine.\n\
+             # Type it where the password is asked for, or put it into a file for --key-file; large or small letters and\n\
+             # spaces do not matter.\n\n{}\n",
+            self.number,
+            repo.config.repo,
+            printable(repo.store.location().as_bytes()),
+            local_time(host::now()),
+            *self.text
+        ))
+    }
+}
+
+fn export_paper(context: &Context, args: &PaperExportArgs) -> Result<(), Failure> {
     let repo = context.repo()?;
+    let key = PaperKey::make(&repo, args.hint.clone())?;
+    if context.output.json {
+        return context
+            .output
+            .json(&json!({"type": "paper_key", "version": 1, "number": key.number, "paper_key": *key.line()}));
+    }
+    context.output.line(&*key.sheet(&repo))
+}
+
+fn import_paper(context: &Context, args: &PaperImportArgs) -> Result<(), Failure> {
+    if args.file.is_none() {
+        context
+            .output
+            .note("type the paper key, in one line or several, and then an empty line");
+    }
+    let repo = context.repo_opened_with(|| env::paper_key(args.file.as_deref()))?;
+    context.output.note("the paper key opens the repository");
+    add_to(context, &repo, &args.new)
+}
+
+fn add_to(context: &Context, repo: &Repo, args: &KeyAddArgs) -> Result<(), Failure> {
     let credential = match (&args.new_password_file, &args.new_key_file) {
         (Some(path), _) => env::password_file(path)?,
         (None, Some(path)) => env::make_key_file(path)?,
         (None, None) => env::ask_new()?,
     };
-    let number = keys::add(&repo, &credential, args.hint.clone()).doing("adding a key")?;
+    let number = keys::add(repo, &credential, args.hint.clone()).doing("adding a key")?;
     if context.output.json {
         return context
             .output

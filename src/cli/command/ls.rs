@@ -26,7 +26,14 @@ pub fn run(context: &Context, args: &LsArgs) -> Result<(), Failure> {
         args.recursive,
         &mut nodes,
         &mut |path, entry| {
-            entries::show(&context.output, path, entry, args.long).map_err(|failure| {
+            entries::show(
+                &context.output,
+                entries::Names::of(&snapshot.manifest),
+                path,
+                entry,
+                args.long,
+            )
+            .map_err(|failure| {
                 closed = Some(failure);
                 OpError::Interrupted
             })

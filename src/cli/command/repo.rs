@@ -1,5 +1,6 @@
 //! `repo init`, `info`, `stats`, `check`.
 
+use super::key::PaperKey;
 use crate::cli::args::{CheckArgs, FilterArgs, InitArgs};
 use crate::cli::context::Context;
 use crate::cli::env;
@@ -39,6 +40,10 @@ pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
     let repo = open::connect(store, local)
         .and_then(|locked| locked.unlock(&credential))
         .doing("trying out the new repository")?;
+    let paper_key = match args.paper_key {
+        true => Some(PaperKey::make(&repo, "paper key".into()).doing("the repository was made, but")?),
+        false => None,
+    };
     let output = &context.output;
     if !repo.config.gc.conditional_writes {
         output.warn(
@@ -46,19 +51,26 @@ pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         );
     }
     if output.json {
-        return output.json(&json!({
+        let mut row = json!({
             "type": "init", "version": 1, "repository": id.to_string(), "location": location,
             "opens_with": credential.noun(), "conditional_writes": repo.config.gc.conditional_writes,
-        }));
+        });
+        if let Some(key) = &paper_key {
+            row["paper_key"] = Value::from(key.line().as_str());
+        }
+        return output.json(&row);
     }
     output.say(format!("made repository {id} at {}", printable(location.as_bytes())))?;
+    if let Some(key) = &paper_key {
+        output.line(format!("\n{}", *key.sheet(&repo)))?;
+    }
     match &args.new_key_file {
         Some(path) => output.say(format!(
             "\nKeep the key file {} safe, and a copy of it on another machine or on paper.\nWithout it nobody can read what is backed up here, and nobody can help.",
             printable(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
         )),
         None => output.say(format!(
-            "\nKeep the {} safe, in a place other than this machine.\nWithout it nobody can read what is backed up here, and nobody can help.\nA second one is added with `larder repo key add`.",
+            "\nKeep the {} safe, in a place other than this machine.\nWithout it nobody can read what is backed up here, and nobody can help.\nA second one is added with `larder repo key add`, a key to print on paper with `larder repo key export-paper`.",
             credential.noun()
         )),
     }
@@ -297,7 +309,7 @@ pub fn check(context: &Context, args: &CheckArgs) -> Result<(), Failure> {
         max_time: args.max_time,
         max_age: args.max_age,
         snapshot,
-        threads: context.threads(),
+        threads: context.threads_with_packs(&repo)?,
     };
     let report = context
         .run("checking", |progress| check::run(&repo, &options, progress))

@@ -6,7 +6,7 @@ use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{split_snapshot, took};
 use crate::cli::output::{count, printable, with_path};
 use crate::edge::store::location::Location;
-use crate::ops::restore::{self, Options, Report, Selection};
+use crate::ops::restore::{self, Options, OwnerMap, Report, Selection};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::repo::snapshots::short_id;
@@ -45,6 +45,10 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         ));
     }
     let target = target(context, args)?;
+    let owners = match args.owner_by_name {
+        true => OwnerMap::by_name(&snapshot.manifest),
+        false => OwnerMap::default(),
+    };
     let options = Options {
         snapshot,
         path: wanted.path,
@@ -59,8 +63,9 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         },
         verify: args.verify,
         dry_run: args.dry_run,
-        threads: context.threads(),
+        fetch: context.share_of_restore(&repo)?,
         policy,
+        owners,
     };
     let report = context
         .run("restoring", |progress| restore::run(&repo, &options, progress))

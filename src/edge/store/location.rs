@@ -1,11 +1,13 @@
 //! Where a repository is: `path`, `file:///path` or `s3://bucket/prefix`, and how to open it.
 
 use super::counting::{CountingStore, Meter};
+use super::limit::{LimitedStore, Limiter, Limits};
 use super::local::LocalStore;
-use super::retry::RetryOptions;
+use super::retry::{RetryOptions, SystemPace};
 use super::{Failure, Store, StoreError};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -161,7 +163,10 @@ pub struct StoreOptions {
     /// Whether the store can create an object only if its name is free (`Store::probe`). If not: look, put, compare.
     pub conditional: bool,
     pub retry: RetryOptions,
-    /// Ends waits between attempts when set.
+    /// Bytes per second that all threads together may write, and read.
+    pub upload_rate: Option<NonZeroU64>,
+    pub download_rate: Option<NonZeroU64>,
+    /// Ends waits between attempts, and those that a rate asks for, when set.
     pub cancel: Arc<AtomicBool>,
     /// Counts what passes.
     pub meter: Meter,
@@ -180,8 +185,23 @@ impl Default for StoreOptions {
             stall_timeout: Duration::from_secs(60),
             conditional: true,
             retry: RetryOptions::default(),
+            upload_rate: None,
+            download_rate: None,
             cancel: Arc::new(AtomicBool::new(false)),
             meter: Meter::default(),
+        }
+    }
+}
+
+impl StoreOptions {
+    /// Makes the limits that the rates ask for; each call's result is shared by whoever has it.
+    pub fn limits(&self) -> Limits {
+        let limiter = |rate: Option<NonZeroU64>| {
+            rate.map(|rate| Arc::new(Limiter::new(rate, Arc::new(SystemPace::new()), self.cancel.clone())))
+        };
+        Limits {
+            upload: limiter(self.upload_rate),
+            download: limiter(self.download_rate),
         }
     }
 }
@@ -192,6 +212,11 @@ pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store
     match location {
         Location::Directory(path) => {
             let store = LocalStore::new(path, options.conditional);
+            let limits = options.limits();
+            if limits.is_empty() {
+                return Ok(Arc::new(CountingStore::with_meter(store, options.meter.clone())));
+            }
+            let store = LimitedStore::new(store, limits);
             Ok(Arc::new(CountingStore::with_meter(store, options.meter.clone())))
         }
         Location::S3 { bucket, prefix } => open_s3(bucket, prefix, options),
@@ -200,7 +225,8 @@ pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store
 
 #[cfg(feature = "s3")]
 fn open_s3(bucket: &str, prefix: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
-    use super::retry::{RetryStore, SystemPace};
+    use super::retry::RetryStore;
+    // It keeps to the rates itself: they count what goes over the network, attempts that failed too.
     let store = super::s3::S3Store::open(bucket, prefix, options)?;
     let store = RetryStore::new(
         store,

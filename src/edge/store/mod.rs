@@ -4,6 +4,7 @@
 pub mod contract;
 pub mod counting;
 pub mod key;
+pub mod limit;
 pub mod local;
 pub mod location;
 pub mod memory;

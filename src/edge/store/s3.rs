@@ -8,13 +8,16 @@
 
 mod answer;
 
+use super::limit::{Limiter, Limits, TICK};
 use super::location::{Checksum, Location, StoreOptions};
 use super::{
     Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey, probe_key,
     refuse_empty, too_large,
 };
 use crate::pure::base::Timestamp;
-use answer::{ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, is_html, place_answer};
+use answer::{
+    ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, classify_credentials, in_one_line, is_html, place_answer,
+};
 use aws_config::meta::region::RegionProviderChain;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -30,7 +33,6 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime, SdkBody};
 use aws_sdk_s3::types::{ChecksumAlgorithm, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -73,6 +75,7 @@ pub struct S3Store {
     checksum: Checksum,
     conditional: bool,
     stall_timeout: Duration,
+    limits: Limits,
     gate: Gate,
     requests: Arc<AtomicU64>,
 }
@@ -161,6 +164,7 @@ struct PlainHttp;
 struct Slicing {
     body: Bytes,
     progress: Arc<AtomicU64>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 impl Intercept for Slicing {
@@ -177,6 +181,9 @@ impl Intercept for Slicing {
         let slices = Slices {
             rest: self.body.clone(),
             progress: self.progress.clone(),
+            limiter: self.limiter.clone(),
+            taken: 0,
+            wait: None,
         };
         *context.request_mut().body_mut() = SdkBody::from_body_1_x(slices);
         Ok(())
@@ -186,20 +193,52 @@ impl Intercept for Slicing {
 struct Slices {
     rest: Bytes,
     progress: Arc<AtomicU64>,
+    limiter: Option<Arc<Limiter>>,
+    /// Bytes that the limiter has let in and that have not been sent yet.
+    taken: u64,
+    wait: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a signal stopped the upload")]
+struct Stopped;
+
+impl Slices {
+    /// Comes back when as many bytes may be sent as it says.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, Stopped>> {
+        let Some(limiter) = &self.limiter else {
+            return Poll::Ready(Ok(SLICE_BYTES.min(self.rest.len())));
+        };
+        if self.taken == 0 {
+            self.taken = limiter.slice_bytes().min(self.rest.len() as u64);
+            self.wait = Some(Box::pin(tokio::time::sleep(limiter.take(self.taken))));
+        }
+        if limiter.is_cancelled() {
+            return Poll::Ready(Err(Stopped));
+        }
+        if let Some(wait) = &mut self.wait {
+            std::task::ready!(wait.as_mut().poll(context));
+            self.wait = None;
+        }
+        Poll::Ready(Ok(std::mem::take(&mut self.taken) as usize))
+    }
 }
 
 impl http_body::Body for Slices {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Stopped;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Stopped>>> {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let length = SLICE_BYTES.min(self.rest.len());
+        let length = match std::task::ready!(self.poll_turn(context)) {
+            Ok(length) => length,
+            Err(stopped) => return Poll::Ready(Some(Err(stopped))),
+        };
         self.progress.fetch_add(length as u64, Relaxed);
         let slice = self.rest.split_to(length);
         Poll::Ready(Some(Ok(http_body::Frame::data(slice))))
@@ -308,13 +347,11 @@ impl S3Store {
                 }
             })
             .map_err(|error| {
-                let text = error
-                    .as_ref()
-                    .map(|error| DisplayErrorContext(error).to_string())
-                    .unwrap_or_default();
-                let timed_out = text.contains("timed out") || text.contains("timeout");
-                let class = if timed_out { Failure::Transient } else { Failure::Denied };
-                failed(class).with_hint(CREDENTIALS_HINT).caused_by(text)
+                let (details, line) = error.as_ref().map_or_else(Default::default, |error| {
+                    (DisplayErrorContext(error).to_string(), in_one_line(error))
+                });
+                let (class, text) = classify_credentials(&details, &line);
+                failed(class).with_hint(CREDENTIALS_HINT).caused_by(Said(text))
             })?;
 
         let timeouts = TimeoutConfig::builder()
@@ -355,6 +392,7 @@ impl S3Store {
             checksum: options.checksum,
             conditional: options.conditional,
             stall_timeout: options.stall_timeout,
+            limits: options.limits(),
             gate: Gate::new(options.connections),
             requests,
         })
@@ -417,9 +455,11 @@ impl S3Store {
             .as_service_error()
             .and_then(|service| service.code())
             .map(str::to_string);
-        let text = DisplayErrorContext(&error).to_string();
+        let text = in_one_line(&error);
         let Some(response) = error.raw_response() else {
-            let (class, hint) = classify_unanswered(&error, &text);
+            // Some of what decides is in the structure only.
+            let details = DisplayErrorContext(&error).to_string();
+            let (class, hint, text) = classify_unanswered(&error, &details, text);
             let store_error = StoreError::new(what, object.to_string(), class).caused_by(Said(text));
             return (with_optional_hint(store_error, hint), None);
         };
@@ -485,6 +525,7 @@ impl S3Store {
         let mut call = request.customize().interceptor(Slicing {
             body,
             progress: progress.clone(),
+            limiter: self.limits.upload.clone(),
         });
         if !self.sign_payload {
             call = call.disable_payload_signing();
@@ -506,6 +547,15 @@ impl S3Store {
                 }
             }
             Ok(_) => Err(not_s3("writing", key)),
+            Err(_)
+                if self
+                    .limits
+                    .upload
+                    .as_ref()
+                    .is_some_and(|limiter| limiter.is_cancelled()) =>
+            {
+                Err(StoreError::new("writing", key, Failure::Cancelled))
+            }
             Err(error) => match self.failed("writing", key, error) {
                 (_, Some(412)) if condition == Condition::NameFree => Ok(Put::NameTaken),
                 (error, _) => Err(error),
@@ -695,6 +745,20 @@ impl S3Store {
             .await
     }
 
+    /// Waits until bytes that have arrived are through; meanwhile the sender is not read from, and slows down.
+    async fn await_turn(&self, limiter: &Limiter, key: &StoreKey, bytes: u64) -> Result<(), StoreError> {
+        let mut wait = limiter.take(bytes);
+        while !wait.is_zero() {
+            if limiter.is_cancelled() {
+                return Err(StoreError::new("reading", key, Failure::Cancelled));
+            }
+            let step = wait.min(TICK);
+            tokio::time::sleep(step).await;
+            wait -= step;
+        }
+        Ok(())
+    }
+
     /// Passes the wanted bytes of an answer to `sink`: all of them, or an error.
     async fn drain(&self, key: &StoreKey, opened: &mut Opened, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
         let broken = |text: String| StoreError::new("reading", key, Failure::Transient).caused_by(Said(text));
@@ -702,10 +766,13 @@ impl S3Store {
         while left > 0 {
             let bytes = match tokio::time::timeout(self.stall_timeout, opened.body.next()).await {
                 Ok(Some(Ok(bytes))) => bytes,
-                Ok(Some(Err(error))) => return Err(broken(DisplayErrorContext(&error).to_string())),
+                Ok(Some(Err(error))) => return Err(broken(in_one_line(&error))),
                 Ok(None) => return Err(broken(format!("the body ended {left} bytes early"))),
                 Err(_) => return Err(broken(format!("no byte for {} s", self.stall_timeout.as_secs()))),
             };
+            if let Some(limiter) = &self.limits.download {
+                self.await_turn(limiter, key, bytes.len() as u64).await?;
+            }
             let passed = opened.skip.min(bytes.len() as u64);
             opened.skip -= passed;
             let mut bytes = &bytes[passed as usize..];
@@ -1074,19 +1141,21 @@ fn timestamp(time: &DateTime) -> Option<Timestamp> {
     i64::try_from(time.as_nanos()).ok().map(Timestamp)
 }
 
-/// The failures without an HTTP answer.
-fn classify_unanswered<E>(error: &SdkError<E, HttpResponse>, text: &str) -> (Failure, Option<String>) {
-    let lower = text.to_ascii_lowercase();
+/// The failures without an HTTP answer: class, hint and text. `details` is all that the SDK knows, `line` the same as one line.
+fn classify_unanswered<E>(
+    error: &SdkError<E, HttpResponse>,
+    details: &str,
+    line: String,
+) -> (Failure, Option<String>, String) {
+    let lower = details.to_ascii_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     if says(&["the address is plain http"]) {
-        return (
-            Failure::Permanent,
-            Some("use https, or allow plain http explicitly".to_string()),
-        );
+        let hint = "use https, or allow plain http explicitly";
+        return (Failure::Permanent, Some(hint.to_string()), line);
     }
     if says(&["certificate", "unknownissuer"]) {
         let hint = "the server's certificate is not trusted here: install its authority, or name it in SSL_CERT_FILE";
-        return (Failure::Permanent, Some(hint.to_string()));
+        return (Failure::Permanent, Some(hint.to_string()), line);
     }
     let on_the_way = match error {
         SdkError::TimeoutError(_) => true,
@@ -1094,19 +1163,16 @@ fn classify_unanswered<E>(error: &SdkError<E, HttpResponse>, text: &str) -> (Fai
         _ => false,
     };
     if !on_the_way && says(&["credential"]) {
-        let class = if says(&["timed out", "timeout"]) {
-            Failure::Transient
-        } else {
-            Failure::Denied
-        };
-        return (class, Some(CREDENTIALS_HINT.to_string()));
+        let (class, text) = classify_credentials(details, &line);
+        return (class, Some(CREDENTIALS_HINT.to_string()), text);
     }
     let unresolved = says(&["dns error", "failed to lookup address"])
         .then(|| "the endpoint's host name cannot be resolved: check it, and the network".to_string());
-    match error {
+    let (class, hint) = match error {
         SdkError::TimeoutError(_) => (Failure::Transient, unresolved),
         SdkError::DispatchFailure(failure) if failure.is_user() => (Failure::Permanent, None),
         SdkError::DispatchFailure(_) => (Failure::Transient, unresolved),
         _ => (Failure::Permanent, None),
-    }
+    };
+    (class, hint, line)
 }

@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// Nodes that may wait to be cached: a million new files have 60 MB of them.
+const FRESH_BYTES_MAX: usize = 4 << 20;
+
 /// Writes blobs for one thread.
 pub struct BlobWorker<'a> {
     keys: &'a KeyRing,
@@ -111,9 +114,6 @@ pub struct NodeWriter<'a> {
     fresh: Vec<(ChunkId, Vec<u8>)>,
     fresh_bytes: usize,
 }
-
-/// New nodes wait for the local cache up to here; then they are written in one transaction.
-const FRESH_BYTES_MAX: usize = 4 << 20;
 
 impl<'a> NodeWriter<'a> {
     /// Writes through `worker`.

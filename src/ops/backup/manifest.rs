@@ -2,7 +2,7 @@
 
 use super::Problems;
 use super::plan::Counts;
-use crate::edge::host;
+use crate::edge::{accounts, host};
 use crate::ops::OpError;
 use crate::pure::base::Timestamp;
 use crate::pure::format::manifest::{Hint, Manifest, Root, RootKind, Source};
@@ -11,7 +11,6 @@ use crate::pure::id::{ChunkId, SessionId, SourceId};
 use crate::pure::tree::build::BuiltTree;
 use crate::repo::Repo;
 use crate::repo::pack_writer::WriterCounts;
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 /// Inner nodes whose place is written into the manifest.
@@ -71,6 +70,7 @@ impl Draft<'_> {
         stats.bytes_stored = written.bytes_stored.load(Ordering::Relaxed);
         stats.packs_uploaded = written.packs_uploaded.load(Ordering::Relaxed);
         stats.requests = self.repo.store.requests();
+        let owners = self.counts.owners.lock();
         Ok(Manifest {
             source: Source {
                 id: self.source,
@@ -85,8 +85,8 @@ impl Draft<'_> {
             roots,
             tags,
             parents: parents.to_vec(),
-            users: BTreeMap::new(),
-            groups: BTreeMap::new(),
+            users: accounts::user_names(&owners.users),
+            groups: accounts::group_names(&owners.groups),
             problems_total,
             problems,
             stats,

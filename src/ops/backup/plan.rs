@@ -18,7 +18,7 @@ use crate::repo::{Repo, RepoError};
 use crate::source::files::{ExcludesBuilder, FileWalk, Found, SourceError, WalkEvent, WalkOptions};
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,27 @@ pub struct Counts {
     pub dirs: AtomicU64,
     pub bytes_processed: AtomicU64,
     pub bytes_read: AtomicU64,
+    pub owners: Mutex<Owners>,
+}
+
+/// Users and groups whose names a snapshot has at most; a tree with more has numbers that are nobody's.
+const OWNERS_MAX: usize = 65_536;
+
+/// Whose the entries are, those that did not change too.
+#[derive(Debug, Default)]
+pub struct Owners {
+    pub users: BTreeSet<u32>,
+    pub groups: BTreeSet<u32>,
+}
+
+impl Owners {
+    fn add(&mut self, user: u32, group: u32) {
+        for (seen, id) in [(&mut self.users, user), (&mut self.groups, group)] {
+            if seen.len() < OWNERS_MAX {
+                seen.insert(id);
+            }
+        }
+    }
 }
 
 impl Counts {
@@ -359,6 +380,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     }
 
     fn count_kind(&self, found: &Found) {
+        self.counts.owners.lock().add(found.entry.uid, found.entry.gid);
         match found.entry.kind {
             EntryKind::Dir => {
                 self.counts.dirs.fetch_add(1, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use super::{Outcome, check_length, for_each_chunk, read_chunk};
 use crate::ops::{OpError, Progress};
+use crate::pure::base::memory::FetchShare;
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry};
 use crate::pure::id::ChunkId;
@@ -25,6 +26,23 @@ const SPAN_REMOTE: u64 = 16 << 20;
 /// … if no more than this lies between them.
 const GAP_LOCAL: u64 = 64 << 10;
 const GAP_REMOTE: u64 = 1 << 20;
+/// Workers that fetch from a remote store at least, because they mostly wait.
+const REMOTE_WORKERS: usize = 8;
+
+/// Returns how to fetch when memory is no matter.
+pub fn fetch_share(store_is_local: bool, threads: usize) -> FetchShare {
+    if store_is_local {
+        FetchShare {
+            workers: threads.max(1),
+            span_bytes: SPAN_LOCAL,
+        }
+    } else {
+        FetchShare {
+            workers: threads.max(REMOTE_WORKERS),
+            span_bytes: SPAN_REMOTE,
+        }
+    }
+}
 
 /// A file that is being restored.
 pub struct FilePlan<'t> {
@@ -112,6 +130,7 @@ pub struct Batches<'b, 't> {
     outcome: &'b Outcome,
     progress: &'b Progress,
     tasks: Sender<Task<'t>>,
+    span_bytes: u64,
     pieces: Vec<(Arc<FilePlan<'t>>, u64, ChunkRef)>,
     open_files: Vec<Arc<FilePlan<'t>>>,
     bytes: u64,
@@ -202,11 +221,7 @@ impl<'t> Batches<'_, 't> {
         }
         wanted.sort_by_key(|wanted| (wanted.place.pack, wanted.place.offset));
         let is_local = self.repo.store.is_local();
-        let (span_max, gap_max) = if is_local {
-            (SPAN_LOCAL, GAP_LOCAL)
-        } else {
-            (SPAN_REMOTE, GAP_REMOTE)
-        };
+        let gap_max = if is_local { GAP_LOCAL } else { GAP_REMOTE };
         let mut span: Vec<Wanted<'t>> = Vec::new();
         for next in wanted {
             if let (Some(first), Some(last)) = (span.first(), span.last()) {
@@ -216,7 +231,7 @@ impl<'t> Batches<'_, 't> {
                 let next_end = next_start + u64::from(next.place.stored_len);
                 let joins = first.place.pack == next.place.pack
                     && next_start.saturating_sub(end) <= gap_max
-                    && next_end - start <= span_max;
+                    && next_end - start <= self.span_bytes;
                 if !joins {
                     self.send(Task::Span(std::mem::take(&mut span)))?;
                 }
@@ -241,14 +256,10 @@ impl<'r, 't> Fetcher<'_, 'r, 't> {
     /// What `plan` returns.
     pub fn run<R>(
         &self,
-        threads: usize,
+        share: FetchShare,
         plan: impl FnOnce(&mut Batches<'_, 't>) -> Result<R, OpError>,
     ) -> Result<R, OpError> {
-        let workers = if self.repo.store.is_local() {
-            threads.max(1)
-        } else {
-            threads.max(8)
-        };
+        let workers = share.workers.max(1);
         let (tasks, queue) = bounded::<Task<'t>>(4 * workers);
         std::thread::scope(|scope| {
             for _ in 0..workers {
@@ -275,6 +286,7 @@ impl<'r, 't> Fetcher<'_, 'r, 't> {
                 outcome: self.outcome,
                 progress: self.progress,
                 tasks,
+                span_bytes: share.span_bytes,
                 pieces: Vec::new(),
                 open_files: Vec::new(),
                 bytes: 0,

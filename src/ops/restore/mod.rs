@@ -5,11 +5,13 @@
 //! is right.
 
 mod fetch;
+mod owners;
 mod select;
 
 use super::look::{self, Appetite, Location, open_reader};
 use super::{OpError, Progress};
 use crate::edge::fs::raise_open_files;
+use crate::pure::base::memory::FetchShare;
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind};
@@ -30,6 +32,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use fetch::fetch_share;
+pub use owners::OwnerMap;
 pub use select::Selection;
 
 /// Problems that are kept in words; the count goes on.
@@ -48,8 +52,10 @@ pub struct Options {
     /// Read everything back and compare.
     pub verify: bool,
     pub dry_run: bool,
-    pub threads: usize,
+    /// How many fetch, and how much each.
+    pub fetch: FetchShare,
     pub policy: MetaPolicy,
+    pub owners: OwnerMap,
 }
 
 /// What a restore did.
@@ -236,7 +242,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
             outcome: &outcome,
             progress,
         };
-        let walked: Result<(), OpError> = fetcher.run(options.threads, |files| {
+        let walked: Result<(), OpError> = fetcher.run(options.fetch, |files| {
             for (number, location) in locations.iter().enumerate() {
                 place(
                     location, number, options, &target, &mut nodes, &outcome, files, &mut later,
@@ -385,7 +391,12 @@ fn for_each_selected(
         if options.path.is_some() && is_dir && visited.key == own_key && is_path_tree {
             components.clear();
         }
-        each(components, &full, &visited.entry, &visited.value)
+        let (mut entry, mut value) = (visited.entry, visited.value);
+        if options.owners.apply(&mut entry) {
+            value.clear();
+            entry.encode(&mut value);
+        }
+        each(components, &full, &entry, &value)
     };
     let mut whole = None;
     if !location.below.is_empty() {
@@ -947,7 +958,7 @@ mod tests {
         init(&*store, &credential, Cost::DEFAULT).unwrap();
         let options = LocalOptions {
             cache_dir: dir.path().into(),
-            filter_bytes_max: 1 << 20,
+            index: crate::pure::base::memory::IndexShare::with_filter(1 << 20),
             node_cache_bytes_max: 1 << 20,
         };
         let repo = connect(store, options).unwrap().unlock(&credential).unwrap();

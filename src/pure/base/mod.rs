@@ -1,6 +1,7 @@
 //! Words that every ring uses.
 
 pub mod explain;
+pub mod memory;
 pub mod size;
 pub mod time;
 

@@ -3,6 +3,7 @@
 pub mod gear;
 pub mod kdf;
 pub mod keys;
+pub mod paper;
 pub mod seal;
 pub mod secret;
 pub mod sign;

@@ -24,6 +24,7 @@ pub use memory::{KnownOutcome, Mark, OpenSession, SessionEnd, Verified};
 pub use nodes::NodeCache;
 
 use crate::edge::localdb::{self, Layout, LocalDbError};
+use crate::pure::base::memory::IndexShare;
 use crate::pure::base::{Explain, Kind};
 use crate::pure::id::{ChunkId, RepoId, SessionId};
 use filter::Filter;
@@ -41,10 +42,10 @@ const LAYOUT: Layout = Layout {
     schema: include_str!("index.sql"),
 };
 
-/// Page cache of the writing connection; with the readers' 64 MiB in all.
-const WRITER_CACHE_KIB: u32 = 40 << 10;
-/// Page cache of each reading connection.
-const READER_CACHE_KIB: u32 = 8 << 10;
+/// Share of the page caches that the writing connection has: 40 MiB where nothing else is said …
+const WRITER_CACHE_SHARE: (u32, u32) = (5, 11);
+/// … and that of each reading connection, 8 MiB. The rest is the node cache's.
+const READER_CACHE_SHARE: (u32, u32) = (1, 11);
 /// Reading connections; further threads wait for one.
 const READERS_MAX: usize = 3;
 
@@ -138,6 +139,7 @@ pub struct LocalIndex {
     filter: RwLock<Option<Filter>>,
     filter_path: PathBuf,
     filter_bytes_max: u64,
+    reader_cache_kib: u32,
     path: PathBuf,
     repo: RepoId,
     packs: PackCache,
@@ -156,10 +158,10 @@ impl LocalIndex {
     /// # Errors
     /// If the directory is on a network file system ([`LocalDbError::NetworkFileSystem`]; [`Self::open_temporary`] is
     /// what is left then), or cannot be used.
-    pub fn open(directory: &Path, repo: &RepoId, filter_bytes_max: u64) -> Result<LocalIndex, IndexError> {
-        match LocalIndex::open_in(directory, repo, filter_bytes_max, None) {
+    pub fn open(directory: &Path, repo: &RepoId, share: IndexShare) -> Result<LocalIndex, IndexError> {
+        match LocalIndex::open_in(directory, repo, share, None) {
             // Met only while the rows were read for the filter; the file is given up by now, so this makes a fresh one.
-            Err(error) if error.is_damage() => LocalIndex::open_in(directory, repo, filter_bytes_max, None),
+            Err(error) if error.is_damage() => LocalIndex::open_in(directory, repo, share, None),
             done => done,
         }
     }
@@ -168,24 +170,25 @@ impl LocalIndex {
     ///
     /// # Errors
     /// If there is no place for it.
-    pub fn open_temporary(repo: &RepoId) -> Result<LocalIndex, IndexError> {
+    pub fn open_temporary(repo: &RepoId, share: IndexShare) -> Result<LocalIndex, IndexError> {
         let directory = tempfile::Builder::new()
             .prefix("larder-")
             .tempdir()
             .map_err(IndexError::Temporary)?;
         let path = directory.path().to_owned();
-        LocalIndex::open_in(&path, repo, 128 << 20, Some(directory))
+        LocalIndex::open_in(&path, repo, share, Some(directory))
     }
 
     fn open_in(
         directory: &Path,
         repo: &RepoId,
-        filter_bytes_max: u64,
+        share: IndexShare,
         temporary: Option<tempfile::TempDir>,
     ) -> Result<LocalIndex, IndexError> {
         let path = directory.join("index.db");
         let (connection, aside) = localdb::open_or_rebuild(&path, &LAYOUT, &|connection| belongs_to(connection, repo))?;
-        localdb::set_cache(&connection, WRITER_CACHE_KIB).map_err(|source| LocalDbError::of(&path, source))?;
+        localdb::set_cache(&connection, part(share, WRITER_CACHE_SHARE))
+            .map_err(|source| LocalDbError::of(&path, source))?;
         let index = LocalIndex {
             writer: Mutex::new(Writer {
                 connection,
@@ -200,7 +203,8 @@ impl LocalIndex {
             reader_returned: Condvar::new(),
             filter: RwLock::new(None),
             filter_path: directory.join("filter.bin"),
-            filter_bytes_max,
+            filter_bytes_max: share.filter_bytes_max,
+            reader_cache_kib: part(share, READER_CACHE_SHARE),
             path,
             repo: *repo,
             packs: PackCache::default(),
@@ -369,7 +373,7 @@ impl LocalIndex {
 
     /// Opens a connection that is not one of the pool: for walks, whose callers may look things up meanwhile.
     fn connect(&self) -> Result<Connection, IndexError> {
-        Ok(localdb::connect(&self.path, READER_CACHE_KIB)?)
+        Ok(localdb::connect(&self.path, self.reader_cache_kib)?)
     }
 
     /// Says which file the trouble is about, and sees to it that a damaged one is not used again.
@@ -411,6 +415,10 @@ impl Drop for LocalIndex {
             let _ = filter.save(&self.filter_path, &self.repo, writer.generation);
         }
     }
+}
+
+fn part(share: IndexShare, (numerator, denominator): (u32, u32)) -> u32 {
+    share.page_caches_kib / denominator * numerator
 }
 
 /// Says whether the database is that of `repo`; a new one is from now on.

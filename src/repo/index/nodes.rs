@@ -5,6 +5,7 @@
 //! in the cache directory in clear. Ids are keyed hashes and stay readable. A value that does not open is not there.
 
 use crate::edge::localdb::{self, Layout, LocalDbError};
+use crate::pure::base::memory::IndexShare;
 use crate::pure::crypto::{Sealer, Secret, derive, keyed_hash};
 use crate::pure::id::{ChunkId, RepoId, SessionId, SourceId};
 use parking_lot::Mutex;
@@ -19,8 +20,8 @@ const LAYOUT: Layout = Layout {
     schema: include_str!("cache.sql"),
 };
 
-/// Page cache of the one connection.
-const CACHE_KIB: u32 = 16 << 10;
+/// Share of the page caches that the one connection has: 16 MiB where nothing else is said.
+const CACHE_SHARE: (u32, u32) = (2, 11);
 /// Nodes that were read since the last write are noted as used together, when there are this many.
 const TOUCHED_MAX: usize = 4096;
 /// When the bound is exceeded this share of it is kept (in percent), so that not every write has to make room.
@@ -76,7 +77,7 @@ impl NodeCache {
     fn open_at(path: &Path, repo: &RepoId, key: &Secret, bytes_max: u64) -> Result<NodeCache, LocalDbError> {
         let (connection, aside) = localdb::open_or_rebuild(path, &LAYOUT, &|_| Ok(true))?;
         let state = (|| {
-            localdb::set_cache(&connection, CACHE_KIB)?;
+            localdb::set_cache(&connection, super::part(IndexShare::DEFAULT, CACHE_SHARE))?;
             let clock = connection.query_row("SELECT coalesce(max(used), 0) FROM node", [], |row| row.get(0))?;
             let bytes = stored_bytes(&connection)?;
             Ok(State {
@@ -96,6 +97,15 @@ impl NodeCache {
             bytes_max,
             aside,
         })
+    }
+
+    /// Keeps the page cache within a share of memory.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub fn keep_within(&self, share: IndexShare) -> Result<(), LocalDbError> {
+        localdb::set_cache(&self.state.lock().connection, super::part(share, CACHE_SHARE))
+            .map_err(|source| failed(&self.path, source))
     }
 
     /// Returns where the file that was found damaged is now.

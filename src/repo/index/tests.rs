@@ -117,7 +117,7 @@ fn run_of(packs: &BTreeSet<u64>) -> RunContent {
 }
 
 fn open(directory: &Path) -> LocalIndex {
-    LocalIndex::open(directory, &REPO, FILTER).unwrap()
+    LocalIndex::open(directory, &REPO, IndexShare::with_filter(FILTER)).unwrap()
 }
 
 /// What the index must answer, told in the plainest way.
@@ -376,7 +376,7 @@ proptest! {
 /// Found by the model: own packs that a compacted run describes are not waiting for a run any more.
 #[test]
 fn relabelled_packs_are_nobodys_to_list() {
-    let index = LocalIndex::open_temporary(&REPO).unwrap();
+    let index = LocalIndex::open_temporary(&REPO, IndexShare::DEFAULT).unwrap();
     index
         .import_run(&run_name(0), 0, session(9), KID, &run_of(&[8].into()))
         .unwrap();
@@ -536,7 +536,7 @@ fn a_flipped_bit_in_a_chunk_row_is_noticed() {
 fn the_index_of_another_repository_is_moved_aside() {
     let directory = tempfile::tempdir().unwrap();
     sample(directory.path());
-    let index = LocalIndex::open(directory.path(), &RepoId([0x11; 16]), FILTER).unwrap();
+    let index = LocalIndex::open(directory.path(), &RepoId([0x11; 16]), IndexShare::with_filter(FILTER)).unwrap();
     assert!(index.was_rebuilt().unwrap().exists());
     assert_eq!(index.find(&chunk_id(0)).unwrap(), None);
     assert!(!index.maybe(&chunk_id(1000)));
@@ -544,7 +544,7 @@ fn the_index_of_another_repository_is_moved_aside() {
 
 #[test]
 fn what_is_not_a_file_system_for_it_leaves_a_temporary_one() {
-    let index = LocalIndex::open_temporary(&REPO).unwrap();
+    let index = LocalIndex::open_temporary(&REPO, IndexShare::DEFAULT).unwrap();
     let directory = index.path.parent().unwrap().to_owned();
     index
         .import_run(&run_name(0), 0, session(9), KID, &run_of(&[0].into()))
@@ -649,7 +649,7 @@ fn two_processes_write_at_once() {
 fn filter_is_kept_rebuilt_and_grown() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("filter.bin");
-    let index = LocalIndex::open(directory.path(), &REPO, 8 << 20).unwrap();
+    let index = LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(8 << 20)).unwrap();
     let chunks: u32 = 900_000;
     let mut content = run_of(&[0].into());
     // Says nothing true about the number of its chunks.
@@ -674,7 +674,9 @@ fn filter_is_kept_rebuilt_and_grown() {
     assert!(all_there(&index) && false_positives(&index) < 300);
     drop(index);
     let saved = fs::read(&file).unwrap();
-    assert!(all_there(&LocalIndex::open(directory.path(), &REPO, 8 << 20).unwrap()));
+    assert!(all_there(
+        &LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(8 << 20)).unwrap()
+    ));
     assert_eq!(
         fs::read(&file).unwrap(),
         saved,
@@ -684,7 +686,7 @@ fn filter_is_kept_rebuilt_and_grown() {
     let mut damaged = saved.clone();
     damaged[5000] ^= 0x40;
     for stale in [damaged, b"".to_vec(), saved] {
-        let index = LocalIndex::open(directory.path(), &REPO, 8 << 20).unwrap();
+        let index = LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(8 << 20)).unwrap();
         let number = 1 + stale.len() as u8 % 7 + index.known_runs().unwrap().len() as u8 * 10;
         index
             .import_run(
@@ -697,11 +699,11 @@ fn filter_is_kept_rebuilt_and_grown() {
             .unwrap();
         drop(index);
         fs::write(&file, stale).unwrap();
-        let index = LocalIndex::open(directory.path(), &REPO, 8 << 20).unwrap();
+        let index = LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(8 << 20)).unwrap();
         assert!(all_there(&index) && false_positives(&index) < 300);
     }
     // The cap is kept, at the price of false positives.
-    let index = LocalIndex::open(directory.path(), &REPO, 1 << 19).unwrap();
+    let index = LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(1 << 19)).unwrap();
     assert!(index.stats().unwrap().filter_bytes <= 1 << 19 && all_there(&index));
 }
 
@@ -775,7 +777,7 @@ fn walks_show_every_copy_in_order() {
 
 #[test]
 fn a_run_that_contradicts_itself_changes_nothing() {
-    let index = LocalIndex::open_temporary(&REPO).unwrap();
+    let index = LocalIndex::open_temporary(&REPO, IndexShare::DEFAULT).unwrap();
     let good = run_of(&[0, 1].into());
     let mut bad = vec![good.clone(), good.clone(), good.clone(), good.clone()];
     bad[0].chunks[0].pack_ix = 2;
@@ -878,7 +880,7 @@ fn speed() {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
     };
     let directory = tempfile::tempdir().unwrap();
-    let index = LocalIndex::open(directory.path(), &REPO, 128 << 20).unwrap();
+    let index = LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(128 << 20)).unwrap();
     let mut runs = 0;
     for (runs_at_once, chunks_per_run) in [(1, 1_000_000u64), (8, 131_072), (1, 4_000_000)] {
         for _ in 0..runs_at_once {
@@ -948,11 +950,11 @@ fn speed() {
     println!("{} bytes for each row", index.stats().unwrap().database_bytes / rows);
     drop(index);
     let start = std::time::Instant::now();
-    drop(LocalIndex::open(directory.path(), &REPO, 128 << 20).unwrap());
+    drop(LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(128 << 20)).unwrap());
     println!("open with filter.bin: {:?}", start.elapsed());
     fs::remove_file(directory.path().join("filter.bin")).unwrap();
     let start = std::time::Instant::now();
-    drop(LocalIndex::open(directory.path(), &REPO, 128 << 20).unwrap());
+    drop(LocalIndex::open(directory.path(), &REPO, IndexShare::with_filter(128 << 20)).unwrap());
     println!("open without: {:?} for {rows} rows", start.elapsed());
 }
 

@@ -3,6 +3,9 @@
 mod bad_input;
 mod commands;
 mod interrupted;
+mod limits;
+mod owners;
+mod paper;
 
 use serde_json::Value;
 use std::ffi::OsStr;

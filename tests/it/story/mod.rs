@@ -4,6 +4,7 @@ mod first_night;
 
 use larder::edge::store::{Store, local::LocalStore, memory::MemoryStore};
 use larder::ops::{Progress, backup, check, restore};
+use larder::pure::base::memory::IndexShare;
 use larder::pure::crypto::Secret;
 use larder::pure::id::SessionId;
 use larder::repo::Repo;
@@ -51,7 +52,7 @@ impl World {
     pub fn open(&self, machine: &str) -> Repo {
         let options = LocalOptions {
             cache_dir: self.dir.path().join(machine),
-            filter_bytes_max: 1 << 20,
+            index: IndexShare::with_filter(1 << 20),
             node_cache_bytes_max: 64 << 20,
         };
         open::connect(self.store.clone(), options)
@@ -88,7 +89,8 @@ impl World {
                 overwrite: Overwrite::IfChanged,
                 verify: true,
                 dry_run: false,
-                threads: 2,
+                owners: restore::OwnerMap::default(),
+                fetch: restore::fetch_share(true, 2),
                 policy: MetaPolicy::sensible(),
             },
             &Progress::default(),

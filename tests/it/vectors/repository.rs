@@ -4,6 +4,7 @@ use super::spec;
 use larder::edge::store::local::LocalStore;
 use larder::ops::look::{Appetite, open_reader};
 use larder::ops::{Progress, check, restore};
+use larder::pure::base::memory::IndexShare;
 use larder::pure::format::blob::{BlobType, Opener};
 use larder::pure::format::entry::{Content, Entry, EntryKind};
 use larder::pure::format::manifest::{Root, RootKind};
@@ -41,7 +42,7 @@ impl World {
     fn open(&self, machine: &str, credential: &Credential) -> Repo {
         let options = LocalOptions {
             cache_dir: self.dir.path().join(machine),
-            filter_bytes_max: 1 << 20,
+            index: IndexShare::with_filter(1 << 20),
             node_cache_bytes_max: 16 << 20,
         };
         let store = Arc::new(LocalStore::new(self.dir.path().join("repo"), true));
@@ -210,7 +211,8 @@ fn published_repository_is_restored_with_its_metadata() {
             overwrite: Overwrite::IfChanged,
             verify: true,
             dry_run: false,
-            threads: 2,
+            owners: restore::OwnerMap::default(),
+            fetch: restore::fetch_share(true, 2),
             policy: MetaPolicy::sensible(),
         };
         let report = restore::run(&repo, &options, &Progress::default()).unwrap();

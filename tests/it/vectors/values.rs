@@ -6,6 +6,7 @@ use larder::pure::base::Timestamp;
 use larder::pure::base::time::FileTime;
 use larder::pure::chunk::{Cutter, Profile};
 use larder::pure::crypto::kdf::{self, Cost};
+use larder::pure::crypto::paper;
 use larder::pure::crypto::{self, Domain, ObjectClass, Secret, Slot};
 use larder::pure::format::blob::{self, BlobType, Codec, Padding};
 use larder::pure::format::config::Config;
@@ -555,6 +556,9 @@ fn protectors(values: &Values) {
         panic!("no key file")
     };
     assert_eq!(key_file.expose(), &counting::<32>(0));
+    let paper: String = paper::write(&key_file).split_whitespace().collect();
+    assert_eq!(paper, values.text("paper key"));
+    assert_eq!(paper::read(paper.as_bytes()), paper::Reading::Key(key_file.clone()));
     let passphrase = ProtectorKind::Passphrase {
         salt,
         cost: Cost::DEFAULT,

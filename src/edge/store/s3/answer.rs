@@ -224,6 +224,40 @@ fn parse_content_range(header: &str) -> Option<(u64, u64, u64)> {
     (first <= last && last < total).then_some((first, last, total))
 }
 
+/// Joins an error and what lies below it to one line. The SDK's own way appends the whole structure, which is pages long.
+pub(super) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        // Many layers repeat what they wrap.
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        next = cause.source();
+    }
+    line
+}
+
+/// Says in a sentence why there are no credentials. `details` is all that the SDK knows, `line` the same as one line; both are
+/// empty if nobody was asked.
+pub(super) fn classify_credentials(details: &str, line: &str) -> (Failure, String) {
+    // How the SDK says that none of its providers has any. The last that is asked is the metadata service of clouds (IMDS); that
+    // it refuses, or times out where there is none, says no more.
+    let is_nowhere = ["the credential provider was not enabled", "IMDS"];
+    if details.is_empty() || is_nowhere.iter().any(|word| details.contains(word)) {
+        let text =
+            "no credentials were found, neither in the environment nor in a profile nor from a role of this machine";
+        return (Failure::Denied, text.to_string());
+    }
+    let class = if ["timed out", "timeout"].iter().any(|word| details.contains(word)) {
+        Failure::Transient
+    } else {
+        Failure::Denied
+    };
+    (class, format!("the credentials could not be loaded: {line}"))
+}
+
 /// Checks that the keys of a listing belong to it and ascend, across pages.
 pub(super) struct ListingOrder<'a> {
     prefix: &'a str,
@@ -304,6 +338,50 @@ mod tests {
                 "{status} {code:?}"
             );
         }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn errors_of_the_sdk_become_one_line_without_repetition() {
+        let layer = |text, source: Option<Layer>| Layer {
+            text,
+            source: source.map(Box::new),
+        };
+        let error = layer(
+            "dispatch failure",
+            Some(layer("io error: refused", Some(layer("refused", None)))),
+        );
+        assert_eq!(in_one_line(&error), "dispatch failure: io error: refused");
+    }
+
+    #[test]
+    fn missing_credentials_are_told_in_a_sentence() {
+        // What the SDK says on a machine outside of clouds, shortened.
+        let nowhere = "the credential provider was not enabled: no providers in chain provided credentials \
+            (CredentialsNotLoaded(CredentialsNotLoaded { source: Some(ImdsCommunicationError { source: timed out }) }))";
+        let refused =
+            "failed to load IMDS session token: service error: request forbidden (ProviderError(ProviderError { .. }))";
+        for details in ["", nowhere, refused] {
+            let (class, text) = classify_credentials(details, "a line");
+            assert_eq!(class, Failure::Denied);
+            assert!(
+                text.starts_with("no credentials were found") && text.len() < 120,
+                "{text}"
+            );
+        }
+        let (class, text) = classify_credentials("ProviderTimedOut: timed out after 5s (..)", "timed out after 5s");
+        assert_eq!(class, Failure::Transient);
+        assert!(text.ends_with(": timed out after 5s"), "{text}");
+        assert_eq!(
+            classify_credentials("the profile `x` was not defined", "y").0,
+            Failure::Denied
+        );
     }
 
     #[test]
