@@ -1,92 +1,156 @@
 //! Which files of which snapshots damage hits.
+//!
+//! The walk through the trees says which leaves have entries that are hit; only the way to those is gone here, once for each
+//! node and path of a root, and what is known of a node by then goes for every snapshot that has it.
 
-use super::packs::Bad;
+use super::contents::Contents;
+use super::lost::Lost;
+use super::node_key::{NodeKey, node_key};
 use super::report::{DamagedFile, Report};
+use super::trees::{Hits, SnapshotRoot};
 use crate::ops::OpError;
 use crate::ops::look::full_path;
-use crate::pure::format::entry::{Content, Entry};
-use crate::pure::tree::list::for_each_piece;
-use crate::pure::tree::walk::TreeWalk;
+use crate::pure::format::blob::{BlobType, Opener};
+use crate::pure::format::entry::Entry;
+use crate::pure::format::manifest::Root;
+use crate::pure::format::node::{Child, NodeCursor};
+use crate::pure::id::ChunkId;
 use crate::repo::RepoError;
-use crate::repo::reader::{BlobReader, TreeReader};
-use crate::repo::snapshots::{Snapshot, short_id};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::repo::reader::BlobReader;
+use crate::repo::snapshots::short_id;
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::rc::Rc;
 
 /// At most this many damaged files are named; the count goes on.
 const FILES_NAMED_MAX: usize = 1000;
 
-/// Names the files that damaged chunks belong to, and the snapshots that they are in.
+/// So many different paths are counted exactly (8 bytes each).
+const FILES_COUNTED_MAX: usize = 1_000_000;
+
+/// Names the files that damage hits, and the snapshots that they are in.
+///
+/// # Errors
+/// When the store or the index cannot be read.
 pub(super) fn name_files(
     reader: &BlobReader<'_>,
-    snapshots: &[Snapshot],
-    bad: &Bad,
+    roots: &[SnapshotRoot],
+    hits: &Hits,
+    lost: &Lost,
     report: &mut Report,
 ) -> Result<(), OpError> {
-    let mut nodes = TreeReader::uncached(reader);
-    let mut files: BTreeMap<Vec<u8>, BTreeSet<String>> = BTreeMap::new();
-    for snapshot in snapshots {
-        let label = short_id(&snapshot.id);
-        for root in &snapshot.manifest.roots {
-            let mut walk = TreeWalk::new(root.node, root.height, &[]);
-            loop {
-                let (tree_key, value) = match walk.next(&mut nodes) {
-                    Ok(Some(next)) => next,
-                    Ok(None) => break,
-                    Err(error) if error.is_damage() => {
-                        let mut path = root.path.clone();
-                        path.extend_from_slice(b" (a part of its tree)");
-                        files.entry(path).or_default().insert(label.clone());
-                        break;
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                let entry = Entry::decode(&value).map_err(RepoError::from)?;
-                if uses_bad(&entry, bad, &mut nodes)? {
-                    files
-                        .entry(full_path(root, &tree_key)?)
-                        .or_default()
-                        .insert(label.clone());
-                }
+    let mut namer = Namer {
+        contents: Contents::new(reader, lost, false),
+        hits,
+        below: HashMap::new(),
+        numbers: HashMap::new(),
+        files: Vec::new(),
+        hasher: RandomState::new(),
+        counted: HashSet::new(),
+        opener: Opener::new(),
+    };
+    let mut by_path: BTreeMap<&[u8], Vec<&SnapshotRoot>> = BTreeMap::new();
+    for root in roots {
+        by_path.entry(&root.root.path).or_default().push(root);
+    }
+    for roots in by_path.values() {
+        // The same node below another root has other paths.
+        namer.below.clear();
+        // The newest first: when not all can be named, those are what people want to know of.
+        for SnapshotRoot { snapshot, root } in roots.iter().rev() {
+            let label = short_id(snapshot);
+            for number in namer.node(root, &root.node, root.height)?.iter() {
+                namer.files[*number].1.insert(label.clone());
             }
         }
     }
-    report.damaged_files_total = files.len() as u64;
-    report.damaged_files = files
+    report.damaged_files_total = namer.counted.len() as u64;
+    report.damaged_files = namer
+        .files
         .into_iter()
-        .take(FILES_NAMED_MAX)
         .map(|(path, snapshots)| DamagedFile {
             path,
             snapshots: snapshots.into_iter().collect(),
         })
         .collect();
+    report.damaged_files.sort_unstable();
     Ok(())
 }
 
-fn uses_bad(entry: &Entry, bad: &Bad, nodes: &mut TreeReader<'_, '_>) -> Result<bool, OpError> {
-    let mut contents: Vec<(&Content, u64)> = entry
-        .content()
-        .map(|content| (content, entry.size()))
-        .into_iter()
-        .collect();
-    contents.extend(
-        entry
-            .attributes
-            .xattrs_outline
-            .iter()
-            .map(|(_, size, content)| (content, *size)),
-    );
-    for (content, size) in contents {
-        let mut hit = matches!(content, Content::List { root, .. } if bad.contains_key(root));
-        let walked = for_each_piece(content, size, 0..size, nodes, &mut |_, piece| {
-            hit |= bad.contains_key(&piece.id);
-            Ok::<(), RepoError>(())
-        });
-        match walked {
-            Ok(()) if hit => return Ok(true),
-            Ok(()) => {}
-            Err(error) if error.is_damage() => return Ok(true),
-            Err(error) => return Err(error.into()),
+struct Namer<'n, 'r> {
+    contents: Contents<'n, 'r>,
+    hits: &'n Hits,
+    /// For each node that was looked at, the files below it that are named: positions in `files`.
+    below: HashMap<NodeKey, Rc<[usize]>>,
+    numbers: HashMap<Vec<u8>, usize>,
+    files: Vec<(Vec<u8>, BTreeSet<String>)>,
+    hasher: RandomState,
+    /// Hashes of all paths that are hit, named or not.
+    counted: HashSet<u64>,
+    opener: Opener,
+}
+
+impl Namer<'_, '_> {
+    /// Returns the named files below a node. Descends at most sixteen levels: the node says which it is on.
+    fn node(&mut self, root: &Root, id: &ChunkId, level: u8) -> Result<Rc<[usize]>, OpError> {
+        if level == 0 && !self.hits.leaves.contains(&node_key(id)) && !self.hits.broken.contains(&node_key(id)) {
+            return Ok(Rc::default());
         }
+        if let Some(below) = self.below.get(&node_key(id)) {
+            return Ok(below.clone());
+        }
+        let mut files = BTreeSet::new();
+        let is_whole = match self.look_into(root, id, level, &mut files) {
+            Ok(()) => !self.hits.broken.contains(&node_key(id)),
+            Err(OpError::Repo(error)) if error.is_damage() => false,
+            Err(error) => return Err(error),
+        };
+        if !is_whole {
+            let path = [&root.path, b" (a part of its tree)".as_slice()].concat();
+            files.extend(self.name(path));
+        }
+        let files: Rc<[usize]> = files.into_iter().collect();
+        self.below.insert(node_key(id), files.clone());
+        Ok(files)
     }
-    Ok(false)
+
+    fn look_into(&mut self, root: &Root, id: &ChunkId, level: u8, files: &mut BTreeSet<usize>) -> Result<(), OpError> {
+        let mut bytes = Vec::new();
+        self.contents.read(BlobType::Node, id, &mut self.opener, &mut bytes)?;
+        let mut cursor = NodeCursor::open(bytes.as_slice()).map_err(RepoError::from)?;
+        while cursor.step().map_err(RepoError::from)? {
+            if level > 0 {
+                let child = Child::decode(cursor.value()).map_err(RepoError::from)?;
+                files.extend(self.node(root, &child.id, level - 1)?.iter());
+            } else if self.is_hit(cursor.value())? {
+                files.extend(self.name(full_path(root, cursor.key())?));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_hit(&mut self, value: &[u8]) -> Result<bool, OpError> {
+        let entry = Entry::decode(value).map_err(RepoError::from)?;
+        let mut needed = Vec::new();
+        let is_hit = self.contents.collect(&entry, &mut needed, &mut self.opener)?;
+        Ok(self.contents.is_any_lost(&needed)? || is_hit)
+    }
+
+    /// Counts a file, and gives it a number if it is to be named.
+    fn name(&mut self, path: Vec<u8>) -> Option<usize> {
+        if self.counted.len() < FILES_COUNTED_MAX {
+            self.counted.insert(self.hasher.hash_one(&path));
+        }
+        if let Some(number) = self.numbers.get(&path) {
+            return Some(*number);
+        }
+        if self.files.len() == FILES_NAMED_MAX {
+            return None;
+        }
+        let number = self.files.len();
+        self.numbers.insert(path.clone(), number);
+        self.files.push((path, BTreeSet::new()));
+        Some(number)
+    }
 }

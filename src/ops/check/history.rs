@@ -1,20 +1,64 @@
 //! Outcomes and their chains, sessions, marks, and the index runs that count.
 
+use super::keys::list;
 use super::report::Report;
+use super::side_by_side::{FETCHES, side_by_side};
+use super::trees::SnapshotRoot;
 use crate::edge::host;
 use crate::ops::OpError;
+use crate::pure::base::Timestamp;
+use crate::pure::format::condemn::Condemnation;
+use crate::pure::format::manifest::Root;
+use crate::pure::format::mark::{Drop, Hold};
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::Outcome;
+use crate::pure::format::outcome::OutcomeKind;
+use crate::pure::format::run;
+use crate::pure::format::session::{Acknowledgement, Registration};
 use crate::pure::id::{KeyId, ObjectHash, SessionId};
-use crate::repo::Repo;
 use crate::repo::error::object_error;
 use crate::repo::index::KnownOutcome;
-use crate::repo::open::list_names;
-use crate::repo::snapshots::Snapshot;
+use crate::repo::open::read_whole;
+use crate::repo::{Repo, RepoError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Outcomes, their chains, sessions, condemnations and marks.
-pub(super) fn check_history(repo: &Repo, report: &mut Report) -> Result<Vec<Snapshot>, OpError> {
+/// Index runs in memory at a time: the largest have a million rows.
+const RUNS_AT_ONCE: usize = 3;
+
+/// A snapshot that is checked: what is needed of its manifest, which may be long.
+pub(super) struct CheckedSnapshot {
+    pub id: SessionId,
+    start: Timestamp,
+    roots: Vec<Root>,
+}
+
+impl CheckedSnapshot {
+    pub(super) fn into_roots(self) -> impl Iterator<Item = SnapshotRoot> {
+        let snapshot = self.id;
+        self.roots.into_iter().map(move |root| SnapshotRoot { snapshot, root })
+    }
+}
+
+/// What one outcome says, or what is wrong with it.
+#[derive(Default)]
+struct Looked {
+    /// What links it to others; `None` if it cannot be read, or is not the one that was seen.
+    link: Option<Link>,
+    snapshot: Option<CheckedSnapshot>,
+    is_another: bool,
+    errors: Vec<RepoError>,
+}
+
+struct Link {
+    session: SessionId,
+    kid: KeyId,
+    sequence: u64,
+    hash: ObjectHash,
+    previous: Option<ObjectHash>,
+    acknowledges: bool,
+}
+
+/// Outcomes, their chains, sessions, condemnations and marks. Returns the snapshots, oldest first.
+pub(super) fn check_history(repo: &Repo, report: &mut Report) -> Result<Vec<CheckedSnapshot>, OpError> {
     let state = repo.sync_history()?;
     for (name, error) in &state.broken {
         report.error(name, error);
@@ -28,59 +72,78 @@ pub(super) fn check_history(repo: &Repo, report: &mut Report) -> Result<Vec<Snap
             .into_iter()
             .map(|fork| format!("{fork}: a host was cloned or set back")),
     );
-    // What the mirror holds was verified when it was taken in; the objects themselves must still be what they were.
+    let outcomes = repo.index.outcomes()?;
     let mut snapshots = Vec::new();
     let mut links = Vec::new();
-    for known in repo.index.outcomes()? {
+    let looked = side_by_side(&outcomes, FETCHES, |known| look_at(repo, known));
+    for (known, looked) in outcomes.iter().zip(looked) {
         let name = ObjectName::Outcome(known.session);
-        match repo.fetch_outcome(&known.session) {
-            Ok((stored, _)) if stored.hash != known.hash => {
-                report.tamper(&name, "the object is not the one that was seen before");
-            }
-            Ok((stored, _)) => links.push((known.clone(), stored.outcome)),
-            Err(error) => {
-                report.error(&name, &error);
-                continue;
-            }
+        if looked.is_another {
+            report.tamper(&name, "the object is not the one that was seen before");
         }
-        use crate::pure::format::outcome::OutcomeKind;
-        if !known.dropped && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
-            match repo.snapshot(&known.session) {
-                Ok(snapshot) => snapshots.push(snapshot),
-                Err(error) => report.error(&name, &error),
-            }
+        looked.errors.iter().for_each(|error| report.error(&name, error));
+        snapshots.extend(looked.snapshot);
+        links.extend(looked.link);
+    }
+    snapshots.sort_by_key(|snapshot| snapshot.start);
+    check_links(&links, report);
+    let acknowledging = links.iter().filter(|link| link.acknowledges).map(|link| link.session);
+    check_sessions(repo, &outcomes, &acknowledging.collect(), report)?;
+    Ok(snapshots)
+}
+
+/// What the mirror holds was verified when it was taken in; the object itself must still be what it was.
+fn look_at(repo: &Repo, known: &KnownOutcome) -> Looked {
+    let mut looked = Looked::default();
+    match repo.fetch_outcome(&known.session) {
+        Ok((stored, _)) if stored.hash != known.hash => looked.is_another = true,
+        Ok((stored, _)) => {
+            looked.link = Some(Link {
+                session: known.session,
+                kid: known.kid,
+                sequence: known.sequence,
+                hash: known.hash,
+                previous: stored.outcome.previous,
+                acknowledges: !stored.outcome.acked.is_empty(),
+            });
+        }
+        Err(error) => {
+            looked.errors.push(error);
+            return looked;
         }
     }
-    snapshots.sort_by_key(|snapshot| snapshot.manifest.start);
-    check_links(&links, report);
-    let acknowledging = links
-        .iter()
-        .filter(|(_, outcome)| !outcome.acked.is_empty())
-        .map(|(known, _)| known.session);
-    check_sessions(repo, &acknowledging.collect(), report)?;
-    Ok(snapshots)
+    if !known.dropped && matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint) {
+        match repo.snapshot(&known.session) {
+            Ok(snapshot) => {
+                looked.snapshot = Some(CheckedSnapshot {
+                    id: snapshot.id,
+                    start: snapshot.manifest.start,
+                    roots: snapshot.manifest.roots,
+                });
+            }
+            Err(error) => looked.errors.push(error),
+        }
+    }
+    looked
 }
 
 /// Each outcome follows the one that it says it follows. Missing numbers are found without this; of two outcomes with one
 /// number (a cloned host), only this finds that one was taken away.
-fn check_links(outcomes: &[(KnownOutcome, Outcome)], report: &mut Report) {
+fn check_links(links: &[Link], report: &mut Report) {
     let mut by_number: HashMap<(KeyId, u64), Vec<ObjectHash>> = HashMap::new();
-    for (known, _) in outcomes {
-        by_number
-            .entry((known.kid, known.sequence))
-            .or_default()
-            .push(known.hash);
+    for link in links {
+        by_number.entry((link.kid, link.sequence)).or_default().push(link.hash);
     }
-    for (known, outcome) in outcomes {
-        let before = known
+    for link in links {
+        let before = link
             .sequence
             .checked_sub(1)
-            .and_then(|number| by_number.get(&(known.kid, number)));
+            .and_then(|number| by_number.get(&(link.kid, number)));
         if let Some(before) = before
-            && !outcome.previous.is_some_and(|hash| before.contains(&hash))
+            && !link.previous.is_some_and(|hash| before.contains(&hash))
         {
             report.tamper(
-                ObjectName::Outcome(known.session),
+                ObjectName::Outcome(link.session),
                 "the outcome that it follows has been replaced or taken away",
             );
         }
@@ -88,46 +151,36 @@ fn check_links(outcomes: &[(KnownOutcome, Outcome)], report: &mut Report) {
 }
 
 /// `acknowledging`: ended sessions whose outcome says that they acknowledged condemnations.
-fn check_sessions(repo: &Repo, acknowledging: &HashSet<SessionId>, report: &mut Report) -> Result<(), OpError> {
-    use crate::pure::format::condemn::Condemnation;
-    use crate::pure::format::mark::{Drop, Hold};
-    use crate::pure::format::session::{Acknowledgement, Registration};
+fn check_sessions(
+    repo: &Repo,
+    outcomes: &[KnownOutcome],
+    acknowledging: &HashSet<SessionId>,
+    report: &mut Report,
+) -> Result<(), OpError> {
     let mut registered = HashSet::new();
     let mut heartbeats: HashMap<SessionId, BTreeSet<u32>> = HashMap::new();
     for under in ["sess/", "gc/", "drop/", "hold/"] {
-        for (name, _) in list_names(&*repo.store, under)? {
-            let bytes = match crate::repo::open::read_whole(&*repo.store, &name, "an object") {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    report.error(&name, &error);
-                    continue;
-                }
-            };
-            if let ObjectName::Session(session, number @ 1..) = &name {
-                heartbeats.entry(*session).or_default().insert(*number);
-            }
-            let (keys, verifier) = (&repo.keys, &repo.verifier);
-            let result = match &name {
+        let names = list(repo, under, report)?;
+        let opened = side_by_side(&names, FETCHES, |name| open_mark(repo, name));
+        for (name, opened) in names.iter().zip(opened) {
+            // What is there but does not open was not taken away.
+            match name {
                 ObjectName::Session(session, 0) => {
                     registered.insert(*session);
-                    Registration::decode(&bytes, session, keys, verifier).map(drop)
                 }
                 ObjectName::Session(session, number) => {
-                    Acknowledgement::decode(&bytes, session, *number, keys, verifier).map(drop)
+                    heartbeats.entry(*session).or_default().insert(*number);
                 }
-                ObjectName::Condemnation(session) => Condemnation::decode(&bytes, session, keys, verifier).map(drop),
-                ObjectName::Drop(session) => Drop::decode(&bytes, session, keys, verifier).map(drop),
-                ObjectName::Hold(session, label) => Hold::decode(&bytes, session, label, keys, verifier).map(drop),
-                _ => Ok(()),
-            };
-            if let Err(error) = result {
-                report.error(&name, &object_error("opening", &name)(error));
+                _ => {}
+            }
+            if let Err(error) = opened {
+                report.error(name, &error);
             }
         }
     }
     // A registration is kept for at least a week after its session ended; without one, somebody has removed it.
     let week_ago = host::now().0 - 7 * 86_400 * 1_000_000_000;
-    for known in repo.index.outcomes()? {
+    for known in outcomes {
         if !registered.contains(&known.session) && known.created.0 > week_ago {
             report.damage(
                 ObjectName::Session(known.session, 0),
@@ -150,7 +203,7 @@ fn check_sessions(repo: &Repo, acknowledging: &HashSet<SessionId>, report: &mut 
             );
         }
     }
-    let ended: HashSet<_> = repo.index.outcomes()?.into_iter().map(|known| known.session).collect();
+    let ended: HashSet<_> = outcomes.iter().map(|known| known.session).collect();
     let open = registered.difference(&ended).count();
     if open > 0 {
         report.notes.push(format!(
@@ -160,29 +213,53 @@ fn check_sessions(repo: &Repo, acknowledging: &HashSet<SessionId>, report: &mut 
     Ok(())
 }
 
-/// Every run that counts is there, decodes, and says what the local index says.
+/// Reads and verifies an object that belongs to sessions or snapshots.
+fn open_mark(repo: &Repo, name: &ObjectName) -> Result<(), RepoError> {
+    let bytes = read_whole(&*repo.store, name, "an object")?;
+    let (keys, verifier) = (&repo.keys, &repo.verifier);
+    match name {
+        ObjectName::Session(session, 0) => Registration::decode(&bytes, session, keys, verifier).map(std::mem::drop),
+        ObjectName::Session(session, number) => {
+            Acknowledgement::decode(&bytes, session, *number, keys, verifier).map(std::mem::drop)
+        }
+        ObjectName::Condemnation(session) => Condemnation::decode(&bytes, session, keys, verifier).map(std::mem::drop),
+        ObjectName::Drop(session) => Drop::decode(&bytes, session, keys, verifier).map(std::mem::drop),
+        ObjectName::Hold(session, label) => Hold::decode(&bytes, session, label, keys, verifier).map(std::mem::drop),
+        _ => Ok(()),
+    }
+    .map_err(object_error("opening", name))
+}
+
+/// Every run that counts is there and decodes. What the local index does not know yet is taken in, which is the same reading.
 pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     repo.sync_condemned()?;
+    let known = repo.index.known_runs()?;
+    let sync = repo.sync_index()?;
+    for (name, error) in &sync.broken {
+        report.error(name, error);
+    }
     let valid = repo.valid_runs()?;
     for name in &valid.missing {
         report.damage(name, "an index run that a snapshot relies on is missing");
     }
-    for (session, number, _) in &valid.level0 {
-        let name = ObjectName::Run(*session, *number);
-        let text = name.to_string();
-        let result = crate::repo::open::read_whole(&*repo.store, &name, "an index run").and_then(|bytes| {
-            crate::pure::format::run::decode_l0(&bytes, &text, &repo.keys, &repo.verifier)
-                .map_err(object_error("opening", &text))
-        });
-        if let Err(error) = result {
-            report.error(&text, &error);
-        }
-    }
-    let sync = repo.sync_index()?;
-    for (name, error) in sync.broken {
-        if !report.findings.iter().any(|finding| finding.object == name) {
+    let taken_in_before: Vec<ObjectName> = valid
+        .level0
+        .iter()
+        .map(|(session, number, _)| ObjectName::Run(*session, *number))
+        .filter(|name| known.contains(&name.to_string()))
+        .collect();
+    let opened = side_by_side(&taken_in_before, RUNS_AT_ONCE, |name| open_run(repo, name));
+    for (name, opened) in taken_in_before.iter().zip(opened) {
+        if let Err(error) = opened {
             report.error(name, &error);
         }
     }
     Ok(())
+}
+
+fn open_run(repo: &Repo, name: &ObjectName) -> Result<(), RepoError> {
+    let bytes = read_whole(&*repo.store, name, "an index run")?;
+    run::decode_l0(&bytes, &name.to_string(), &repo.keys, &repo.verifier)
+        .map(std::mem::drop)
+        .map_err(object_error("opening", name))
 }

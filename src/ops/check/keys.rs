@@ -7,24 +7,29 @@ use crate::pure::format::name::ObjectName;
 use crate::pure::id::{KeyId, ObjectHash};
 use crate::repo::Repo;
 use crate::repo::error::{object_error, store_error};
-use crate::repo::open::list_names;
+use crate::repo::open::{prefix, read_whole};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Reports names that version 1 does not know. They are never deleted.
+/// Lists what is under a prefix. Names that version 1 does not know go to the report; they are never deleted.
+pub(super) fn list(repo: &Repo, under: &str, report: &mut Report) -> Result<Vec<ObjectName>, OpError> {
+    let mut names = Vec::new();
+    repo.store
+        .list(
+            &prefix(under),
+            &mut |listed| match ObjectName::parse(listed.key.as_str()) {
+                Some(name) => names.push(name),
+                None => report.unknown_name(listed.key),
+            },
+        )
+        .map_err(store_error(format!("listing {under} of the repository")))?;
+    Ok(names)
+}
+
+/// Looks for unknown names where nothing else of a check lists.
 pub(super) fn check_names(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
-    for under in [
-        "config/", "keys/", "grants/", "idx/", "sess/", "snap/", "gc/", "drop/", "hold/", "attest/", "data/", "meta/",
-    ] {
-        let prefix = crate::repo::open::prefix(under);
-        repo.store
-            .list(&prefix, &mut |listed| {
-                if ObjectName::parse(listed.key.as_str()).is_none() {
-                    report.unknown_objects.push(listed.key.to_string());
-                }
-            })
-            .map_err(store_error(format!("listing {under} of the repository")))?;
-    }
-    Ok(())
+    ["idx/", "snap/", "attest/"]
+        .iter()
+        .try_for_each(|under| list(repo, under, report).map(drop))
 }
 
 /// Configurations that have been superseded are kept at least this long.
@@ -40,9 +45,9 @@ pub(super) fn check_keys(repo: &Repo, report: &mut Report) -> Result<(), OpError
 fn check_configs(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     use crate::pure::format::config::Config;
     let mut configs = BTreeMap::new();
-    for (name, _) in list_names(&*repo.store, "config/")? {
+    for name in list(repo, "config/", report)? {
         let ObjectName::Config(number) = name else { continue };
-        match crate::repo::open::read_whole(&*repo.store, &name, "a configuration") {
+        match read_whole(&*repo.store, &name, "a configuration") {
             Ok(bytes) => {
                 let trusted = if number == repo.config.sequence {
                     None
@@ -105,9 +110,9 @@ fn check_protectors(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     use crate::pure::format::protector::Protector;
     let mut readable: HashSet<KeyId> = HashSet::new();
     let mut seen: HashMap<ObjectHash, ObjectName> = HashMap::new();
-    for (name, _) in list_names(&*repo.store, "keys/")? {
+    for name in list(repo, "keys/", report)? {
         let ObjectName::Protector(kid, _) = name else { continue };
-        let result = crate::repo::open::read_whole(&*repo.store, &name, "a key").and_then(|bytes| {
+        let result = read_whole(&*repo.store, &name, "a key").and_then(|bytes| {
             Protector::decode(&bytes, &kid).map_err(object_error("opening", &name))?;
             Ok(Repo::object_hash(&bytes))
         });
@@ -135,25 +140,25 @@ fn check_grants(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     use crate::pure::format::grant::Grant;
     let rows = &repo.grant.kid_table;
     let mut valid: HashSet<(KeyId, u64)> = HashSet::new();
-    for (name, _) in list_names(&*repo.store, "grants/")? {
+    let listed = list(repo, "grants/", report)?;
+    for name in &listed {
         let ObjectName::Grant(kid, number) = name else { continue };
-        let Some(row) = rows.iter().find(|row| row.kid == kid) else {
+        let Some(row) = rows.iter().find(|row| row.kid == *kid) else {
             continue;
         };
-        let result = crate::repo::open::read_whole(&*repo.store, &name, "a grant").and_then(|bytes| {
-            Grant::decode(&bytes, &kid, number, &row.grant_key, &repo.config.repo, &repo.verifier)
-                .map_err(object_error("opening", &name))
+        let result = read_whole(&*repo.store, name, "a grant").and_then(|bytes| {
+            Grant::decode(&bytes, kid, *number, &row.grant_key, &repo.config.repo, &repo.verifier)
+                .map_err(object_error("opening", name))
         });
         match result {
             Ok(_) => {
-                valid.insert((kid, number));
+                valid.insert((*kid, *number));
             }
-            Err(error) => report.error(&name, &error),
+            Err(error) => report.error(name, &error),
         }
     }
-    let listed = list_names(&*repo.store, &format!("grants/{}/", repo.kid))?;
     let own = ObjectName::Grant(repo.kid, repo.grant_number);
-    if !listed.iter().any(|(name, _)| *name == own) {
+    if !listed.contains(&own) {
         report.damage(own, "the grant of this key is missing");
     }
     for kid in rows

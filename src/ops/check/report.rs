@@ -1,6 +1,12 @@
 //! What a check found.
 
+use crate::pure::base::{Explain, Kind};
 use crate::repo::RepoError;
+
+/// At most this many findings are kept; the count goes on. A repository of millions of packs may have lost all of them.
+const FINDINGS_MAX: usize = 10_000;
+/// At most this many unknown names are kept; the count goes on.
+const UNKNOWN_NAMES_MAX: usize = 1000;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
@@ -24,6 +30,7 @@ pub struct DamagedFile {
 pub struct Report {
     pub snapshots: u64,
     pub trees_read: u64,
+    /// Packs that valid runs describe and that are not condemned: what snapshots rely on.
     pub packs: u64,
     pub packs_read: u64,
     pub bytes_read: u64,
@@ -33,39 +40,66 @@ pub struct Report {
     /// Oldest verification among all packs, if every pack was ever verified; nanoseconds since the epoch.
     pub oldest_verified: Option<i64>,
     pub never_verified: u64,
+    /// The first thousand.
     pub unknown_objects: Vec<String>,
+    pub unknown_objects_total: u64,
+    /// Packs at the store that this machine knows nothing of.
     pub unreferenced_packs: u64,
+    /// The first ten thousand.
     pub findings: Vec<Finding>,
+    pub findings_total: u64,
+    /// Whether any finding, kept or not, says "tampering or rollback".
+    pub shows_tampering: bool,
+    /// The first thousand.
     pub damaged_files: Vec<DamagedFile>,
+    /// Different paths. Exact up to a million; beyond that, at least so many.
     pub damaged_files_total: u64,
     pub notes: Vec<String>,
 }
 
 impl Report {
+    /// Whether nothing wrong was found in what was looked at.
+    pub fn is_sound(&self) -> bool {
+        self.findings_total == 0 && self.damaged_files_total == 0
+    }
+
     pub(super) fn damage(&mut self, object: impl ToString, what: impl ToString) {
-        self.findings.push(Finding {
-            object: object.to_string(),
-            what: what.to_string(),
-            tamper: false,
-        });
+        self.add(object, what.to_string(), false);
     }
 
     pub(super) fn tamper(&mut self, object: impl ToString, what: impl ToString) {
-        self.findings.push(Finding {
-            object: object.to_string(),
-            what: what.to_string(),
-            tamper: true,
-        });
+        self.add(object, what.to_string(), true);
     }
 
     pub(super) fn error(&mut self, object: impl ToString, error: &RepoError) {
-        use crate::pure::base::{Explain, Kind};
-        let tamper = error.kind() == Kind::Tamper;
-        self.findings.push(Finding {
-            object: object.to_string(),
-            what: chain(error),
-            tamper,
-        });
+        self.add(object, chain(error), error.kind() == Kind::Tamper);
+    }
+
+    pub(super) fn unknown_name(&mut self, name: impl ToString) {
+        self.unknown_objects_total += 1;
+        if self.unknown_objects.len() < UNKNOWN_NAMES_MAX {
+            self.unknown_objects.push(name.to_string());
+        }
+    }
+
+    /// Takes over the findings of another report.
+    pub(super) fn absorb(&mut self, other: Report) {
+        self.findings_total += other.findings_total;
+        self.shows_tampering |= other.shows_tampering;
+        let room = FINDINGS_MAX.saturating_sub(self.findings.len());
+        self.findings.extend(other.findings.into_iter().take(room));
+    }
+
+    fn add(&mut self, object: impl ToString, what: String, tamper: bool) {
+        self.findings_total += 1;
+        self.shows_tampering |= tamper;
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(Finding {
+                object: object.to_string(),
+                what,
+                tamper,
+            });
+        }
     }
 }
 
