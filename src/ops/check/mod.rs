@@ -11,6 +11,7 @@ mod lost;
 mod node_key;
 mod options;
 mod packs;
+mod parents;
 mod queue;
 mod read_data;
 mod report;
@@ -29,6 +30,7 @@ use history::{check_history, check_runs};
 use keys::{check_keys, check_names};
 use lost::Lost;
 use packs::{check_ledger, check_packs_exist, choose_packs};
+use parents::check_parents;
 use read_data::read_packs;
 use trees::check_trees;
 
@@ -60,6 +62,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     report.trees_read = trees.report.trees_read;
     report.absorb(trees.report);
     let mut hits = trees.hits;
+    check_parents(&reader, &roots, &mut hits, &mut report, options.threads, progress)?;
     if let Some(subset) = &options.read_data {
         let wanted = wants_packs.then_some(&trees.packs);
         let packs = choose_packs(repo, subset, options, wanted, &lost)?;
