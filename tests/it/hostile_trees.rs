@@ -290,8 +290,7 @@ fn trees_that_break_a_rule_are_refused_and_nothing_is_written_outside() {
             &repo,
             &check::Options {
                 snapshot: Some(snapshot.clone()),
-                owners: restore::OwnerMap::default(),
-                fetch: restore::fetch_share(true, 1),
+                threads: 1,
                 ..check::Options::default()
             },
             &Progress::default(),

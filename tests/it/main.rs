@@ -1,5 +1,6 @@
 //! Tests that need the whole crate or a server.
 
+mod check;
 mod cli;
 mod contract;
 mod damage;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Findings that are shown; JSON has all.
+/// Findings that are shown; JSON has more.
 const SHOWN_MAX: usize = 100;
 
 pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
@@ -339,11 +339,12 @@ fn report_json(report: &Report, started: Instant) -> Value {
         .map(|finding| json!({"object": finding.object, "what": finding.what, "tamper": finding.tamper}))
         .collect();
     json!({
-        "type": "check", "version": 1, "sound": report.findings.is_empty(), "snapshots": report.snapshots,
+        "type": "check", "version": 1, "sound": report.is_sound(), "snapshots": report.snapshots,
         "trees_read": report.trees_read, "packs": report.packs, "packs_read": report.packs_read, "bytes_read": report.bytes_read,
         "chunks_verified": report.chunks_verified, "packs_left": report.packs_left,
         "packs_never_verified": report.never_verified, "oldest_verified": report.oldest_verified.map(|time| rfc3339(Timestamp(time))),
-        "unknown_objects": report.unknown_objects, "packs_unreferenced": report.unreferenced_packs, "findings": findings,
+        "unknown_objects_total": report.unknown_objects_total, "unknown_objects": report.unknown_objects,
+        "packs_unreferenced": report.unreferenced_packs, "findings_total": report.findings_total, "findings": findings,
         "damaged_files_total": report.damaged_files_total, "damaged_files": files, "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })
@@ -357,6 +358,10 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
     for object in &report.unknown_objects {
         output.note(format!("{object} is not a name of this format; it was left alone"));
     }
+    let more = report.unknown_objects_total - report.unknown_objects.len() as u64;
+    if more > 0 {
+        output.note(format!("{more} more objects have names that are not of this format"));
+    }
     for finding in report.findings.iter().take(SHOWN_MAX) {
         let word = if finding.tamper { "TAMPERING" } else { "DAMAGE" };
         output.line(format!(
@@ -365,11 +370,9 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
             printable(finding.what.as_bytes())
         ))?;
     }
-    if report.findings.len() > SHOWN_MAX {
-        output.line(format!(
-            "… and {} more; --json has all",
-            report.findings.len() - SHOWN_MAX
-        ))?;
+    let more = report.findings_total.saturating_sub(SHOWN_MAX as u64);
+    if more > 0 {
+        output.line(format!("… and {more} more; --json has the first ten thousand"))?;
     }
     if report.damaged_files_total > 0 {
         output.line(format!(
@@ -410,22 +413,26 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
         ))?,
         None => {}
     }
-    if report.findings.is_empty() {
+    if report.is_sound() {
         output.say("no damage was found")?;
     }
     Ok(())
 }
 
 fn verdict(report: &Report) -> Result<(), Failure> {
-    let found = count(report.findings.len() as u64, "problem", "problems");
-    if report.findings.iter().any(|finding| finding.tamper) {
+    let found = match report.findings_total {
+        // Can only be when a file was found damaged and what damages it was not.
+        0 => count(report.damaged_files_total, "damaged file", "damaged files"),
+        findings => count(findings, "problem", "problems"),
+    };
+    if report.shows_tampering {
         return Err(Failure::new(
             Kind::Tamper,
             format!("{found} found, some of which no accident explains"),
         )
         .with_hint("do not delete anything; compare with a copy and with the store's own records"));
     }
-    if !report.findings.is_empty() {
+    if !report.is_sound() {
         return Err(Failure::new(Kind::Damage, format!("{found} found")).with_hint(
             "copy the repository if the disk may be failing; older or newer snapshots may have the named files whole",
         ));

@@ -227,7 +227,7 @@ struct Pieces<'a, S: ListSource> {
 impl<S: ListSource> Pieces<'_, S> {
     /// Visits the list node `id`, which holds `total` bytes from `offset` on. Descends `level` ≤ 7 levels at most.
     fn list(&mut self, id: &ChunkId, level: u8, total: u64, offset: u64) -> Result<(), S::Error> {
-        match check_node(&self.source.list_node(id)?, level, total)? {
+        match open_node(&self.source.list_node(id)?, level, total)? {
             ListNode::Leaf(pieces) => self.leaf(&pieces, offset),
             ListNode::Inner { level, children } => {
                 let mut start = offset;
@@ -267,8 +267,11 @@ impl<S: ListSource> Pieces<'_, S> {
     }
 }
 
-/// Decodes a list node and checks its level and its total.
-fn check_node(bytes: &[u8], level: u8, total: u64) -> Result<ListNode, FormatError> {
+/// Decodes a list node and checks its level and its total, as said above it.
+///
+/// # Errors
+/// Names the rule that is broken.
+pub fn open_node(bytes: &[u8], level: u8, total: u64) -> Result<ListNode, FormatError> {
     let node = ListNode::decode(bytes)?;
     let (found_level, found_total) = match &node {
         ListNode::Leaf(pieces) => (0, sum(pieces.iter().map(|piece| piece.len))),

@@ -3,5 +3,6 @@
 pub mod build;
 pub mod key;
 pub mod list;
+pub mod parents;
 pub mod rules;
 pub mod walk;

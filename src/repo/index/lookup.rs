@@ -139,6 +139,39 @@ impl LocalIndex {
         Ok(places)
     }
 
+    /// Returns what the index says about each of `ids` in one pack, whatever the state of the pack.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn find_in_pack(&self, ids: &[ChunkId], pack: u32) -> Result<Vec<Option<IndexedChunk>>, IndexError> {
+        let mut found = Vec::with_capacity(ids.len());
+        for batch in ids.chunks(BATCH) {
+            self.read(|connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT off, tl FROM chunk WHERE id = ?1 AND pack = ?2
+                     UNION ALL SELECT off, tl FROM chunk_dup WHERE id = ?1 AND pack = ?2",
+                )?;
+                for id in batch {
+                    let row = statement
+                        .query_row(params![id.as_bytes(), pack], |row| Ok((row.get(0)?, row.get(1)?)))
+                        .optional()?;
+                    let copy = row
+                        .map(|(off, tl)| StoredCopy::from_columns(id, pack.into(), off, tl))
+                        .transpose()?;
+                    found.push(copy.map(|copy| IndexedChunk {
+                        id: *id,
+                        pack,
+                        offset: copy.offset,
+                        stored_as: copy.stored_as,
+                        stored_len: copy.stored_len,
+                    }));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
     /// Returns what the copy of `id` in `pack` is a delta against; `None` if it is a full copy or not known.
     ///
     /// # Errors
