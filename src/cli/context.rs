@@ -13,7 +13,7 @@ use crate::edge::store::location::{self, Location, StoreOptions};
 use crate::ops::Progress;
 use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
-use crate::repo::snapshots::{Filter, HistoryState, Snapshot};
+use crate::repo::snapshots::{Broken, Filter, HistoryState, Snapshot};
 use jiff::tz::TimeZone;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -177,12 +177,20 @@ impl Context {
             self.output
                 .warn(format!("a gap in the history of this repository: {gap}"));
         }
-        for (name, error) in &history.broken {
-            self.output
-                .warn(format!("{name} cannot be used: {}", crate::ops::check::chain(error)));
+        self.tell_broken(&history.broken);
+        for note in &history.notes {
+            self.output.note(note);
         }
         for fork in &history.forks {
             self.output.note(format!("{fork}: a host was cloned or set back"));
+        }
+    }
+
+    /// Says which objects cannot be used.
+    pub fn tell_broken(&self, broken: &Broken) {
+        for (name, error) in broken {
+            self.output
+                .warn(format!("{name} cannot be used: {}", crate::ops::check::chain(error)));
         }
     }
 
@@ -213,8 +221,11 @@ impl Context {
         if let Some(time) = text.strip_prefix('@') {
             super::names::time_argument(time, DayEdge::End)?;
         }
-        repo.resolve(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
-            .doing("finding the snapshot")
+        let mut broken = Broken::new();
+        let parse = |time: &str| parse_time(time, DayEdge::End, &zone);
+        let found = repo.resolve_noting(text, &filter.to_filter(), &parse, &mut broken);
+        self.tell_broken(&broken);
+        found.doing("finding the snapshot")
     }
 
     /// Returns how many threads may compute.

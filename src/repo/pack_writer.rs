@@ -3,7 +3,7 @@
 //! then on every call fails, so nothing can be published.
 
 use super::error::{RepoError, store_error};
-use super::index::{LocalIndex, OwnPack};
+use super::index::{IndexError, LocalIndex, OwnPack};
 use super::open::store_key;
 use crate::edge::host;
 use crate::edge::store::{Created, Store};
@@ -12,10 +12,11 @@ use crate::pure::format::blob::{self, BlobType, Codec, Opened, Opener, Padding};
 use crate::pure::format::config::Config;
 use crate::pure::format::name::{ObjectName, PackKind};
 use crate::pure::format::pack::{PackBuilder, PackHeader, SealedPack};
+use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,9 @@ use std::thread::JoinHandle;
 const SHARDS: usize = 16;
 /// A pack never holds more blobs than this, so that its trailer stays readable with one further request.
 const BLOBS_MAX: usize = 65_536;
+/// Ids of durable blobs that the local index could not take are kept in memory up to here (about 100 MiB); beyond that the
+/// session stores a few things twice.
+const KEPT_IDS_MAX: u64 = 2_000_000;
 
 /// The two session keys and their slots (format-spec chapter on keys).
 pub struct SessionKeys {
@@ -108,6 +112,14 @@ struct Shared {
     poisoned: AtomicBool,
     poison: Mutex<Option<RepoError>>,
     used: Mutex<HashSet<PackId>>,
+    /// Read while a pack is looked up and noted in `used`, written by whoever compares `used` with what is condemned.
+    claims: RwLock<()>,
+    /// The first error of the local index. It is a cache: what it cannot tell is stored again.
+    index_trouble: Mutex<Option<IndexError>>,
+    /// A lookup, or adding a pack, has failed; it is not tried again (each try may wait for half a minute).
+    lookups_are_off: AtomicBool,
+    adding_is_off: AtomicBool,
+    kept_ids: AtomicU64,
     unlisted: Mutex<Vec<OwnPack>>,
     unlisted_records: AtomicU64,
     counts: WriterCounts,
@@ -152,6 +164,11 @@ impl PackWriter {
             poisoned: AtomicBool::new(false),
             poison: Mutex::new(None),
             used: Mutex::new(HashSet::new()),
+            claims: RwLock::new(()),
+            index_trouble: Mutex::new(None),
+            lookups_are_off: AtomicBool::new(false),
+            adding_is_off: AtomicBool::new(false),
+            kept_ids: AtomicU64::new(0),
             unlisted: Mutex::new(Vec::new()),
             unlisted_records: AtomicU64::new(0),
             counts: WriterCounts::default(),
@@ -188,15 +205,27 @@ impl PackWriter {
         &self.shared.counts
     }
 
-    /// Returns the packs that this session has referenced by lookup or by upload.
+    /// Returns the packs that this session has referenced by lookup or by upload. A lookup that began before the call has
+    /// been noted: whoever takes a condemnation in first and calls this then sees every use of what it condemns.
     pub fn used(&self) -> HashSet<PackId> {
+        drop(self.shared.claims.write());
         self.shared.used.lock().clone()
+    }
+
+    /// Takes the first error of the local index, for a note. The session goes on without asking it.
+    pub fn take_index_trouble(&self) -> Option<IndexError> {
+        self.shared.index_trouble.lock().take()
+    }
+
+    /// From now on everything that this session has not stored itself is new.
+    pub fn stop_lookups(&self) {
+        self.shared.lookups_are_off.store(true, Ordering::Release);
     }
 
     /// Asks whether a blob is new. `New` obliges the caller to add it.
     ///
     /// # Errors
-    /// When the index fails, or the writer is poisoned.
+    /// When the writer is poisoned.
     pub fn claim(&self, id: &ChunkId) -> Result<Claim, RepoError> {
         let shared = &*self.shared;
         shared.check_poison()?;
@@ -204,12 +233,7 @@ impl PackWriter {
             shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
             return Ok(Claim::Known);
         }
-        if shared.index.maybe(id)
-            && let Some(place) = shared.index.find(id)?
-            // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
-            && !shared.index.is_lost(id)?
-        {
-            shared.used.lock().insert(place.pack);
+        if shared.refers_to_stored(id) {
             shared.shard(id).lock().remove(id);
             shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
             return Ok(Claim::Known);
@@ -363,6 +387,51 @@ impl Shared {
         &self.in_flight[usize::from(id.0[30]) % SHARDS]
     }
 
+    /// Looks for a copy that can be referred to, and notes the packs that the session then depends on.
+    fn refers_to_stored(&self, id: &ChunkId) -> bool {
+        if !self.index.maybe(id) || self.lookups_are_off.load(Ordering::Acquire) {
+            return false;
+        }
+        let _between = self.claims.read();
+        match self.packs_of_stored(id) {
+            Ok(Some((pack, base))) => {
+                let mut used = self.used.lock();
+                used.insert(pack);
+                used.extend(base);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                self.lookups_are_off.store(true, Ordering::Release);
+                self.index_trouble.lock().get_or_insert(error);
+                false
+            }
+        }
+    }
+
+    /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without (format-spec chapter 15).
+    fn packs_of_stored(&self, id: &ChunkId) -> Result<Option<(PackId, Option<PackId>)>, IndexError> {
+        let Some(place) = self.index.find(id)? else {
+            return Ok(None);
+        };
+        // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
+        let is_lost = |id: &ChunkId| Ok::<bool, IndexError>(self.index.has_lost() && self.index.is_lost(id)?);
+        if is_lost(id)? {
+            return Ok(None);
+        }
+        if place.stored_as != StoredAs::Delta {
+            return Ok(Some((place.pack, None)));
+        }
+        let Some(base) = self.index.base_of(id, &place.pack)? else {
+            return Ok(None);
+        };
+        let full = self.index.find(&base)?.filter(|full| full.stored_as != StoredAs::Delta);
+        match full {
+            Some(full) if !is_lost(&base)? => Ok(Some((place.pack, Some(full.pack)))),
+            _ => Ok(None),
+        }
+    }
+
     fn check_poison(&self) -> Result<(), RepoError> {
         if self.poisoned.load(Ordering::Acquire) {
             Err(RepoError::Poisoned)
@@ -386,7 +455,8 @@ impl Shared {
             pack: PackId(host::random()),
             session: self.session,
         };
-        let buffer = self.buffers.lock().pop().unwrap_or_default();
+        let buffer = self.buffers.lock().pop();
+        let buffer = buffer.unwrap_or_else(|| PackBuilder::buffer_for(self.targets[kind as usize]));
         PackBuilder::new(header, vec![self.session_keys.of(kind).0], buffer)
     }
 
@@ -425,9 +495,15 @@ impl Shared {
             }
         }
         let own = describe(&sealed, size as u32);
-        self.index.add_pack(&own)?;
-        for record in &own.records {
-            self.shard(&record.id).lock().remove(&record.id);
+        // Durable from here on, and listed in the next run, whatever becomes of the local index.
+        let is_found = self.add_to_index(&own) && !self.lookups_are_off.load(Ordering::Acquire);
+        if is_found || self.kept_ids.load(Ordering::Relaxed) > KEPT_IDS_MAX {
+            // The index knows these blobs; they need not be remembered as being written.
+            for record in &own.records {
+                self.shard(&record.id).lock().remove(&record.id);
+            }
+        } else {
+            self.kept_ids.fetch_add(own.records.len() as u64, Ordering::Relaxed);
         }
         self.used.lock().insert(own.pack);
         self.counts.bytes_stored.fetch_add(size as u64, Ordering::Relaxed);
@@ -440,6 +516,19 @@ impl Shared {
             self.buffers.lock().push(bytes.into());
         }
         Ok(())
+    }
+
+    fn add_to_index(&self, own: &OwnPack) -> bool {
+        if self.adding_is_off.load(Ordering::Acquire) {
+            return false;
+        }
+        self.index
+            .add_pack(own)
+            .map_err(|error| {
+                self.adding_is_off.store(true, Ordering::Release);
+                self.index_trouble.lock().get_or_insert(error);
+            })
+            .is_ok()
     }
 
     /// Decodes every frame of the finished buffer: what is uploaded is what will be read (I-9).

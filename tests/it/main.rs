@@ -4,6 +4,7 @@ mod cli;
 mod contract;
 mod damage;
 mod fault;
+mod local_state;
 mod story;
 mod tidy;
 mod vectors;

@@ -37,9 +37,12 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
         .as_deref()
         .map(|text| time_argument(text, DayEdge::End))
         .transpose()?;
-    let (repo, history) = context.repo_with_history()?;
+    let (repo, mut history) = context.repo_with_history()?;
     let filter = args.filter.to_filter();
-    let mut snapshots = repo.snapshots()?;
+    let mut broken = Vec::new();
+    let mut snapshots = repo.snapshots_noting(&mut broken)?;
+    context.tell_broken(&broken);
+    history.broken.append(&mut broken);
     snapshots.retain(|snapshot| {
         let start = snapshot.manifest.start;
         filter.accepts(snapshot) && since.is_none_or(|since| start >= since) && until.is_none_or(|until| start <= until)

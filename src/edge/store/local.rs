@@ -16,6 +16,7 @@ use rustix::io::{Errno, retry_on_intr};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Directories that every repository has. `config` doubles as the mark that the repository is there (and mounted).
@@ -47,7 +48,7 @@ const OBJECT_BYTES_MAX: u64 = 4 << 30;
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
-    conditional: bool,
+    conditional: AtomicBool,
 }
 
 impl LocalStore {
@@ -57,7 +58,7 @@ impl LocalStore {
     pub fn new(root: impl Into<PathBuf>, conditional: bool) -> LocalStore {
         LocalStore {
             root: root.into(),
-            conditional,
+            conditional: AtomicBool::new(conditional),
         }
     }
 
@@ -84,6 +85,10 @@ impl LocalStore {
             }
         }
         Ok(removed)
+    }
+
+    fn is_conditional(&self) -> bool {
+        self.conditional.load(Ordering::Acquire)
     }
 
     fn path(&self, key: &StoreKey) -> PathBuf {
@@ -218,11 +223,13 @@ impl LocalStore {
         match rustix::fs::renameat_with(CWD, tmp, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Created::New),
             Err(Errno::EXIST) => Ok(Created::Exists),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !self.conditional => match rustix::fs::lstat(path) {
-                Ok(_) => Ok(Created::Exists),
-                Err(Errno::NOENT) => rustix::fs::rename(tmp, path).map(|()| Created::New),
-                Err(errno) => Err(errno),
-            },
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !self.is_conditional() => {
+                match rustix::fs::lstat(path) {
+                    Ok(_) => Ok(Created::Exists),
+                    Err(Errno::NOENT) => rustix::fs::rename(tmp, path).map(|()| Created::New),
+                    Err(errno) => Err(errno),
+                }
+            }
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Err(link_errno),
             Err(errno) => Err(errno),
         }
@@ -354,7 +361,7 @@ impl Store for LocalStore {
         created.map_err(|errno| match errno {
             Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL if self.is_there() => failed(errno).with_hint(
                 "this file system can create files neither by link nor by exclusive rename; \
-                     it can only be used by a single writer, with conditional creation switched off",
+                     make the repository anew here, then larder does without, or use another place",
             ),
             errno => failed(errno),
         })
@@ -513,9 +520,11 @@ impl Store for LocalStore {
     fn probe(&self) -> Result<Abilities, StoreError> {
         let key = probe_key()?;
         let body = Bytes::from_static(b"probe");
-        let twice = self
+        // Not strict: a file system that creates neither by link nor by exclusive rename is to be found out, not refused.
+        let lenient = LocalStore::new(&self.root, false);
+        let twice = lenient
             .create(&key, body.clone())
-            .and_then(|first| Ok((first, self.create(&key, body.clone())?)));
+            .and_then(|first| Ok((first, lenient.create(&key, body.clone())?)));
         let mut listed = false;
         let prefix = Prefix::new(key.as_str()).expect("a key is a prefix");
         let listing = self.list(&prefix, &mut |row| {
@@ -524,12 +533,16 @@ impl Store for LocalStore {
         self.remove(&[key])?;
         listing?;
         // Without exclusive creation the second one still sees the first; what counts is how it is done.
-        let conditional_create = twice? == (Created::New, Created::Exists) && (self.conditional || self.can_link()?);
+        let conditional_create = twice? == (Created::New, Created::Exists) && self.can_link()?;
         Ok(Abilities {
             conditional_create,
             verifies_checksums: false,
             strong_listing: listed,
         })
+    }
+
+    fn set_conditional(&self, conditional: bool) {
+        self.conditional.store(conditional, Ordering::Release);
     }
 
     fn location(&self) -> String {

@@ -33,7 +33,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ pub struct S3Store {
     /// Plain http: payloads are signed, nothing else protects them.
     sign_payload: bool,
     checksum: Checksum,
-    conditional: bool,
+    conditional: AtomicBool,
     confirm_writes: bool,
     stall_timeout: Duration,
     gate: Gate,
@@ -342,7 +342,7 @@ impl S3Store {
             location,
             sign_payload: plain,
             checksum: options.checksum,
-            conditional: options.conditional,
+            conditional: AtomicBool::new(options.conditional),
             confirm_writes: options.confirm_writes,
             stall_timeout: options.stall_timeout,
             gate: Gate::new(options.connections),
@@ -849,7 +849,7 @@ impl Store for S3Store {
             return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("too large for one object"));
         }
         let length = body.len() as u64;
-        let created = if self.conditional {
+        let created = if self.conditional.load(Relaxed) {
             let sum = self.sum(&body);
             self.run(self.put(key, body, Condition::NameFree, sum))?
         } else {
@@ -990,6 +990,10 @@ impl Store for S3Store {
             Err(error) if error.class != Failure::Denied => result.and(Err(error)),
             _ => result,
         }
+    }
+
+    fn set_conditional(&self, conditional: bool) {
+        self.conditional.store(conditional, Relaxed);
     }
 
     fn location(&self) -> String {

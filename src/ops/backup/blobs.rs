@@ -1,5 +1,7 @@
 //! From plaintext to packs: hash, ask, compress, seal. One [`BlobWorker`] for each thread, with its own reused buffers.
 
+use crate::ops::Progress;
+use crate::pure::base::with_causes;
 use crate::pure::compress::Compressor;
 use crate::pure::crypto::KeyRing;
 use crate::pure::format::blob::{BlobType, Codec};
@@ -9,7 +11,7 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
-use crate::repo::index::{IndexError, NodeCache};
+use crate::repo::index::NodeCache;
 use crate::repo::pack_writer::{Claim, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -99,6 +101,7 @@ pub struct NodeWriter<'a> {
     pub inner: Vec<ChunkId>,
     /// Nodes that were not in the parent go here: the next run compares with them.
     cache: &'a NodeCache,
+    progress: &'a Progress,
     fresh: Vec<(ChunkId, Vec<u8>)>,
     fresh_bytes: usize,
 }
@@ -112,28 +115,33 @@ impl<'a> NodeWriter<'a> {
         worker: BlobWorker<'a>,
         parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
         cache: &'a NodeCache,
+        progress: &'a Progress,
     ) -> NodeWriter<'a> {
         NodeWriter {
             worker,
             parent_nodes,
             inner: Vec::new(),
             cache,
+            progress,
             fresh: Vec::new(),
             fresh_bytes: 0,
         }
     }
 
-    /// Hands the new nodes to the local cache. Call it once at the end, too.
-    ///
-    /// # Errors
-    /// When the cache cannot be written.
-    pub fn flush(&mut self) -> Result<(), RepoError> {
+    /// Hands the new nodes to the local cache. Call it once at the end, too. A cache that cannot be written (a full disk) is
+    /// noted and costs time in the next run, not this one.
+    pub fn flush(&mut self) {
         self.fresh_bytes = 0;
         let fresh = std::mem::take(&mut self.fresh);
-        self.cache
-            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())))
-            .map_err(IndexError::from)?;
-        Ok(())
+        let kept = self
+            .cache
+            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())));
+        if let Err(error) = kept {
+            self.progress.note(format!(
+                "tree nodes are not kept on this machine any more, so the next run takes longer: {}",
+                with_causes(&error)
+            ));
+        }
     }
 }
 
@@ -151,7 +159,7 @@ impl NodeSink for NodeWriter<'_> {
         self.fresh_bytes += node.len();
         self.fresh.push((id, node));
         if self.fresh_bytes >= FRESH_BYTES_MAX {
-            self.flush()?;
+            self.flush();
         }
         Ok(id)
     }

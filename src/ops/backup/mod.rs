@@ -43,8 +43,13 @@ use std::time::{Duration, Instant};
 
 /// Inner nodes whose place is written into the manifest.
 const HINTS_MAX: usize = 512;
-/// Source problems named in the manifest.
+/// Source problems named in the manifest …
 const PROBLEMS_MAX: usize = 1000;
+/// … with this much text in all: a manifest must stay far below its 16 MiB, whatever paths somebody makes up.
+const PROBLEM_BYTES_MAX: usize = 1 << 20;
+/// Longest path and longest text of one problem, bytes.
+const PROBLEM_PATH_MAX: usize = 4096;
+const PROBLEM_TEXT_MAX: usize = 1024;
 /// Entries that may wait between planner and tree builder.
 const ORDER_MAX: usize = 1024;
 
@@ -120,20 +125,40 @@ pub fn source_id(repo: &Repo, host: &str, label: &str) -> Result<SourceId, RepoE
 /// Problems met on the way, from any thread.
 #[derive(Default)]
 pub(crate) struct Problems {
-    inner: Mutex<(u64, Vec<SourceProblem>)>,
+    inner: Mutex<ProblemList>,
+}
+
+#[derive(Default)]
+struct ProblemList {
+    total: u64,
+    bytes: usize,
+    named: Vec<SourceProblem>,
 }
 
 impl Problems {
-    pub(crate) fn add(&self, path: Vec<u8>, code: impl Into<String>, text: impl Into<String>) {
-        let mut inner = self.inner.lock();
-        inner.0 += 1;
-        if inner.1.len() < PROBLEMS_MAX {
-            inner.1.push(SourceProblem {
-                path,
-                code: code.into(),
-                text: text.into(),
-            });
+    pub(crate) fn add(&self, mut path: Vec<u8>, code: impl Into<String>, text: impl Into<String>) {
+        let (code, mut text) = (code.into(), text.into());
+        if path.len() > PROBLEM_PATH_MAX {
+            path.truncate(PROBLEM_PATH_MAX);
+            path.extend_from_slice("…".as_bytes());
         }
+        if text.len() > PROBLEM_TEXT_MAX {
+            text.truncate(text.floor_char_boundary(PROBLEM_TEXT_MAX));
+            text.push('…');
+        }
+        let mut inner = self.inner.lock();
+        inner.total += 1;
+        let bytes = path.len() + code.len() + text.len();
+        if inner.named.len() < PROBLEMS_MAX && inner.bytes + bytes <= PROBLEM_BYTES_MAX {
+            inner.bytes += bytes;
+            inner.named.push(SourceProblem { path, code, text });
+        }
+    }
+
+    /// Takes how many there were, and those that are named.
+    pub(crate) fn take(&self) -> (u64, Vec<SourceProblem>) {
+        let list = std::mem::take(&mut *self.inner.lock());
+        (list.total, list.named)
     }
 }
 
@@ -195,7 +220,10 @@ fn describe(history: &HistoryState) -> Vec<String> {
         .broken
         .iter()
         .map(|(name, error)| format!("{name} cannot be used: {}", super::check::chain(error)));
-    broken.chain(history.forks.iter().cloned()).collect()
+    broken
+        .chain(history.forks.iter().cloned())
+        .chain(history.notes.iter().cloned())
+        .collect()
 }
 
 fn choose_parent(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Result<Option<Snapshot>, OpError> {
@@ -203,12 +231,12 @@ fn choose_parent(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resul
         ParentChoice::None => None,
         ParentChoice::Given(session) => Some(*session),
         ParentChoice::Newest => repo
-            .index
-            .outcomes()?
+            .outcomes_by_age()?
             .into_iter()
+            .map(|aged| aged.outcome)
             .filter(|known| !known.dropped && known.source.as_ref() == Some(source))
             .filter(|known| matches!(known.kind, OutcomeKind::Commit | OutcomeKind::Checkpoint))
-            .max_by_key(|known| (known.created, known.session))
+            .next_back()
             .map(|known| known.session),
     };
     match wanted {
@@ -273,14 +301,15 @@ fn write(
     let mut inner = Vec::new();
     let writer = session.writer_arc();
     let built: Result<(), OpError> = std::thread::scope(|scope| {
+        let mut workers = Vec::with_capacity(threads);
         for _ in 0..threads {
             let (jobs, chunk_tasks) = (jobs.clone(), chunk_tasks.clone());
             let (shared, problems, readers, writer) = (&shared, &problems, &readers, &*writer);
             let stream_reading = &counts.bytes_read;
-            scope.spawn(move || {
+            workers.push(scope.spawn(move || {
                 let worker = BlobWorker::new(&repo.keys, writer, level);
                 work::run(worker, shared, &jobs, &chunk_tasks, readers, problems, stream_reading);
-            });
+            }));
         }
         drop(chunk_tasks);
         drop(jobs);
@@ -300,7 +329,8 @@ fn write(
                 plan.run(input, &job_sender, &order_sender);
             })
         };
-        let mut nodes = NodeWriter::new(BlobWorker::new(&repo.keys, &writer, level), parent_nodes, &repo.nodes);
+        let worker = BlobWorker::new(&repo.keys, &writer, level);
+        let mut nodes = NodeWriter::new(worker, parent_nodes, &repo.nodes, progress);
         let result = build_trees(repo, session, &order, &mut nodes, &mut trees, &shared);
         // Lets the planner and the workers run out when the tree could not be built.
         drop(order);
@@ -310,16 +340,20 @@ fn write(
         if planner.join().is_err() {
             return Err(RepoError::Internal("the planning thread panicked".into()).into());
         }
+        let panicked = workers.into_iter().filter_map(|worker| worker.join().err()).count();
+        if panicked > 0 {
+            return Err(RepoError::Internal(format!("{panicked} worker threads panicked")).into());
+        }
         inner = std::mem::take(&mut nodes.inner);
         result?;
-        nodes.flush()?;
+        nodes.flush();
         Ok(())
     });
     if let Some(failure) = shared.stream_failure.lock().take() {
         return Err(failure.into());
     }
     built?;
-    let (problems_total, mut problems) = std::mem::take(&mut *problems.inner.lock());
+    let (problems_total, mut problems) = problems.take();
     problems.sort_by(|a, b| a.path.cmp(&b.path));
     let kind = if stream_name.is_some() {
         RootKind::StreamSet
@@ -480,7 +514,7 @@ fn publish(
             return Err(error.into());
         }
     };
-    manifest.hints = hints(repo, &manifest, inner)?;
+    manifest.hints = hints(repo, &manifest, inner);
     let counts = session.writer().counts();
     let stats = &mut manifest.stats;
     stats.chunks_new = counts.chunks_new.load(Ordering::Relaxed);
@@ -496,6 +530,7 @@ fn publish(
         flags: if incomplete { flag::ERRORS } else { 0 },
     };
     let published = session.publish(durable, &manifest, &label)?;
+    report.notes.extend(published.notes);
     manifest.stats.bytes_stored = published.bytes_stored;
     manifest.stats.requests = repo.store.requests();
     report.snapshot = Some(published.session);
@@ -506,15 +541,16 @@ fn publish(
     Ok(report)
 }
 
-/// Where the roots and the inner nodes lie, so that one file is found without asking the index for them.
-fn hints(repo: &Repo, manifest: &Manifest, inner: Vec<ChunkId>) -> Result<Vec<Hint>, OpError> {
+/// Where the roots and the inner nodes lie, so that one file is found without asking the index for them. Without them it takes
+/// longer, so a local index that fails is no reason to fail.
+fn hints(repo: &Repo, manifest: &Manifest, inner: Vec<ChunkId>) -> Vec<Hint> {
     let mut wanted: Vec<ChunkId> = manifest.roots.iter().map(|root| root.node).collect();
     // The last inner nodes are the highest.
     wanted.extend(inner.into_iter().rev().take(HINTS_MAX));
     wanted.sort_unstable();
     wanted.dedup();
-    let places = repo.index.find_many(&wanted)?;
-    Ok(wanted
+    let places = repo.index.find_many(&wanted).unwrap_or_default();
+    wanted
         .into_iter()
         .zip(places)
         .filter_map(|(node, place)| {
@@ -529,10 +565,38 @@ fn hints(repo: &Repo, manifest: &Manifest, inner: Vec<ChunkId>) -> Result<Vec<Hi
                 node,
             })
         })
-        .collect())
+        .collect()
 }
 
 /// Whether an entry is a regular file.
 pub(crate) fn is_file(kind: &EntryKind) -> bool {
     matches!(kind, EntryKind::File { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_do_not_outgrow_the_manifest_however_long_their_paths_are() {
+        let problems = Problems::default();
+        for number in 0..2000 {
+            problems.add(
+                vec![b'x'; 60_000],
+                "changed",
+                format!("{number} {}", "ä".repeat(40_000)),
+            );
+        }
+        let (total, named) = problems.take();
+        assert_eq!(total, 2000);
+        assert!(named.len() > 100);
+        let bytes: usize = named
+            .iter()
+            .map(|problem| problem.path.len() + problem.text.len())
+            .sum();
+        assert!(bytes <= PROBLEM_BYTES_MAX, "{bytes}");
+        let problems = Problems::default();
+        problems.add(b"/short".to_vec(), "changed", "text");
+        assert_eq!(problems.take().1[0].path, b"/short");
+    }
 }

@@ -100,27 +100,34 @@ impl NodeSource for NotingReader<'_, '_> {
 struct ParentTree<'a, 'r> {
     walk: TreeWalk,
     nodes: NotingReader<'a, 'r>,
-    next: Option<(Vec<u8>, Vec<u8>)>,
     /// Nothing that claims to have changed after this can be trusted (clocks that ran ahead).
     end: i128,
 }
 
 impl ParentTree<'_, '_> {
     /// Returns the parent's value for a key. Keys must ascend from call to call.
-    fn value(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, RepoError> {
-        while let Some((found, _)) = &self.next {
-            match found.as_slice().cmp(key) {
-                std::cmp::Ordering::Less => self.next = self.walk.next(&mut self.nodes)?,
-                std::cmp::Ordering::Equal => {
-                    let (_, value) = self.next.take().expect("the loop condition saw it");
-                    self.next = self.walk.next(&mut self.nodes)?;
-                    return Ok(Some(value));
+    fn value(&mut self, key: &[u8]) -> Result<Option<&[u8]>, RepoError> {
+        while let Some((found, _)) = self.walk.peek_ref(&mut self.nodes)? {
+            match found.cmp(key) {
+                std::cmp::Ordering::Less => {
+                    self.walk.next_ref(&mut self.nodes)?;
                 }
+                std::cmp::Ordering::Equal => break,
                 std::cmp::Ordering::Greater => return Ok(None),
             }
         }
-        Ok(None)
+        // It stays there until a greater key is asked for.
+        Ok(self.walk.peek_ref(&mut self.nodes)?.map(|(_, value)| value))
     }
+}
+
+/// What the parent says about something that was found.
+enum Before {
+    /// It was not there.
+    Absent,
+    Changed,
+    /// The value that it has in the parent.
+    Same(Vec<u8>),
 }
 
 impl<'a, 'r> Planner<'a, 'r> {
@@ -172,7 +179,6 @@ impl<'a, 'r> Planner<'a, 'r> {
                 nodes: TreeReader::new(self.reader?),
                 seen: self.parent_nodes.clone(),
             },
-            next: None,
             end: i128::from(parent.manifest.end.0),
         })
     }
@@ -182,12 +188,6 @@ impl<'a, 'r> Planner<'a, 'r> {
         order.send(Slot::RootStart).map_err(gone)?;
         let root_path: Arc<[u8]> = path.into();
         let mut parent = self.parent_tree(path);
-        if let Some(tree) = &mut parent {
-            match tree.walk.next(&mut tree.nodes) {
-                Ok(first) => tree.next = first,
-                Err(error) => parent = self.give_up_parent(error)?,
-            }
-        }
         let mut ready: Vec<(Vec<u8>, Vec<u8>, u64)> = Vec::new();
         while let Some(event) = walk.next() {
             if self.progress.is_cancelled() {
@@ -209,40 +209,32 @@ impl<'a, 'r> Planner<'a, 'r> {
                     continue;
                 }
             };
+            self.count_kind(&found);
             let before = match &mut parent {
-                None => None,
-                Some(tree) => match tree.value(&found.key) {
-                    Ok(value) => value,
+                None => Before::Absent,
+                Some(tree) => match self.compare(&found, tree) {
+                    Ok(before) => before,
                     Err(error) => {
                         parent = self.give_up_parent(error)?;
-                        None
+                        Before::Changed
                     }
                 },
             };
-            self.count_kind(&found);
-            match before
-                .as_deref()
-                .map(|value| self.unchanged(&found, value, parent.as_mut()))
-            {
-                Some(Ok(true)) => {
+            match before {
+                Before::Same(value) => {
                     let bytes = found.stat.size * u64::from(super::is_file(&found.entry.kind));
                     if super::is_file(&found.entry.kind) {
                         self.counts.files_unmodified.fetch_add(1, Ordering::Relaxed);
                         self.progress.file_done(bytes);
                     }
-                    let value = before.unwrap_or_default();
                     ready.push((found.key, value, bytes));
                     if ready.len() == BATCH {
                         order.send(Slot::Ready(std::mem::take(&mut ready))).map_err(gone)?;
                     }
                     continue;
                 }
-                Some(Err(error)) => {
-                    parent = self.give_up_parent(error)?;
-                    self.count_read(&found, true);
-                }
-                Some(Ok(false)) => self.count_read(&found, true),
-                None => self.count_read(&found, false),
+                Before::Changed => self.count_read(&found, true),
+                Before::Absent => self.count_read(&found, false),
             }
             if !ready.is_empty() {
                 order.send(Slot::Ready(std::mem::take(&mut ready))).map_err(gone)?;
@@ -300,11 +292,14 @@ impl<'a, 'r> Planner<'a, 'r> {
         }
     }
 
-    /// Whether the parent's entry still describes what is there, content included. The change time is set by the kernel on
+    /// Says whether the parent's entry still describes what is there, content included. The change time is set by the kernel on
     /// every edit and cannot be set by users; files are read only after it has settled (see `source::files::read`), so equal
     /// times mean equal content (catalogue E7).
-    fn unchanged(&self, found: &Found, value: &[u8], tree: Option<&mut ParentTree<'_, '_>>) -> Result<bool, RepoError> {
-        let Some(tree) = tree else { return Ok(false) };
+    fn compare(&self, found: &Found, tree: &mut ParentTree<'_, '_>) -> Result<Before, RepoError> {
+        let end = tree.end;
+        let Some(value) = tree.value(&found.key)? else {
+            return Ok(Before::Absent);
+        };
         let before = Entry::decode(value)?;
         let (now, stat) = (&found.entry, &found.stat);
         let changed_at = i128::from(stat.ctime.seconds) * 1_000_000_000 + i128::from(stat.ctime.nanos);
@@ -325,16 +320,20 @@ impl<'a, 'r> Planner<'a, 'r> {
             || now.attributes.hard_link != before.attributes.hard_link
             || before.attributes.changed_while_read
             || before.attributes.incomplete.is_some()
-            || changed_at > tree.end
+            || changed_at > end
         {
-            return Ok(false);
+            return Ok(Before::Changed);
         }
-        self.content_is_there(&before, tree)
+        let value = value.to_vec();
+        match self.content_is_there(&before, tree)? {
+            true => Ok(Before::Same(value)),
+            false => Ok(Before::Changed),
+        }
     }
 
     /// A file whose chunks were declared lost is read again, which heals every snapshot that has it.
     fn content_is_there(&self, entry: &Entry, tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
-        if !self.repo.index.has_lost()? {
+        if !self.repo.index.has_lost() {
             return Ok(true);
         }
         let mut lost = false;
@@ -409,7 +408,7 @@ pub fn dry_run(
     if let Some(error) = failure {
         return Err(error);
     }
-    let (total, problems) = std::mem::take(&mut *problems.inner.lock());
+    let (total, problems) = problems.take();
     report.parent = parent.map(|parent| parent.id);
     report.stats = Stats {
         bytes_read: read,

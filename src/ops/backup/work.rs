@@ -69,9 +69,8 @@ pub fn run(
             }
             recv(jobs) -> job => match job {
                 Ok(job) => {
-                    reading.fetch_add(1, Ordering::AcqRel);
+                    let _reading = Reading::begin(reading);
                     reader.job(job, &mut worker);
-                    reading.fetch_sub(1, Ordering::AcqRel);
                 }
                 Err(_) => {
                     // No more jobs: only chunks of files that others still read can come.
@@ -83,6 +82,22 @@ pub fn run(
                 }
             }
         }
+    }
+}
+
+/// Counts the threads that read; also one that panics stops doing so, or the others would wait for its chunks.
+struct Reading<'c>(&'c AtomicUsize);
+
+impl<'c> Reading<'c> {
+    fn begin(count: &'c AtomicUsize) -> Reading<'c> {
+        count.fetch_add(1, Ordering::AcqRel);
+        Reading(count)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

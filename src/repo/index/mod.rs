@@ -33,10 +33,12 @@ use rusqlite::{Connection, OptionalExtension};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const LAYOUT: Layout = Layout {
     application_id: 0x4c52_4452, // "LRDR"
-    user_version: 1,
+    user_version: 2,
     page_size: 4096,
     schema: include_str!("index.sql"),
 };
@@ -142,7 +144,9 @@ pub struct LocalIndex {
     repo: RepoId,
     packs: PackCache,
     /// Sessions of this process: packs of theirs that no run lists yet can be referred to.
-    current: RwLock<HashSet<SessionId>>,
+    current: RwLock<Arc<HashSet<SessionId>>>,
+    /// Whether any chunk was declared lost, as of the last look ([`LocalIndex::look_for_lost`]).
+    any_lost: AtomicBool,
     aside: Option<PathBuf>,
     _temporary: Option<tempfile::TempDir>,
 }
@@ -202,11 +206,13 @@ impl LocalIndex {
             path,
             repo: *repo,
             packs: PackCache::default(),
-            current: RwLock::new(HashSet::new()),
+            current: RwLock::default(),
+            any_lost: AtomicBool::new(false),
             aside,
             _temporary: temporary,
         };
         index.load_filter()?;
+        index.look_for_lost()?;
         Ok(index)
     }
 
