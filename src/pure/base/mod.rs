@@ -4,5 +4,5 @@ pub mod explain;
 pub mod size;
 pub mod time;
 
-pub use explain::{Explain, Kind};
+pub use explain::{Explain, Kind, with_causes};
 pub use time::Timestamp;
