@@ -19,7 +19,7 @@ use crate::pure::format::blob::RAW_BYTES_MAX;
 use crate::pure::format::config::Config;
 use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
-use crate::repo::snapshots::{Filter, HistoryState, Snapshot, short_id};
+use crate::repo::snapshots::{Broken, Filter, HistoryState, Snapshot, short_id};
 use jiff::tz::TimeZone;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -199,12 +199,20 @@ impl Context {
             self.output
                 .warn(format!("a gap in the history of this repository: {gap}"));
         }
-        for (name, error) in &history.broken {
-            self.output
-                .warn(format!("{name} cannot be used: {}", crate::ops::check::chain(error)));
+        self.tell_broken(&history.broken);
+        for note in &history.notes {
+            self.output.note(note);
         }
         for fork in &history.forks {
             self.output.note(format!("{fork}: a host was cloned or set back"));
+        }
+    }
+
+    /// Says which objects cannot be used.
+    pub fn tell_broken(&self, broken: &Broken) {
+        for (name, error) in broken {
+            self.output
+                .warn(format!("{name} cannot be used: {}", crate::ops::check::chain(error)));
         }
     }
 
@@ -238,7 +246,7 @@ impl Context {
                 local_time(manifest.end)
             ));
         } else if text.starts_with("latest")
-            && let Ok(all) = repo.snapshots()
+            && let Ok(all) = repo.snapshots_noting(&mut Broken::new())
             && let Some(newer) = all.iter().rfind(|other| {
                 other.is_partial()
                     && other.manifest.source.id == manifest.source.id
@@ -263,9 +271,11 @@ impl Context {
         if let Some(time) = text.strip_prefix('@') {
             super::names::time_argument(time, DayEdge::End)?;
         }
-        let snapshot = repo
-            .resolve(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
-            .doing("finding the snapshot")?;
+        let mut broken = Broken::new();
+        let parse = |time: &str| parse_time(time, DayEdge::End, &zone);
+        let found = repo.resolve_noting(text, &filter.to_filter(), &parse, &mut broken);
+        self.tell_broken(&broken);
+        let snapshot = found.doing("finding the snapshot")?;
         self.tell_partial(repo, text, &snapshot);
         Ok(snapshot)
     }

@@ -29,8 +29,17 @@ pub fn host_name() -> String {
 
 /// Returns an id that changes with every boot; 16 bytes, zero where the kernel does not tell.
 pub fn boot_id() -> [u8; 16] {
+    id_in("/proc/sys/kernel/random/boot_id")
+}
+
+/// Returns the id of this installation (machine-id(5)); 16 bytes, zero where there is none.
+pub fn machine_id() -> [u8; 16] {
+    id_in("/etc/machine-id")
+}
+
+fn id_in(path: &str) -> [u8; 16] {
     let mut out = [0; 16];
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = std::fs::read_to_string(path).unwrap_or_default();
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     for (index, pair) in digits.chunks_exact(2).take(16).enumerate() {
         let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;

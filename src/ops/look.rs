@@ -42,7 +42,7 @@ pub fn open_reader<'r>(repo: &'r Repo, snapshot: &Snapshot, appetite: Appetite) 
     let locator: Box<dyn Locate> = match appetite {
         Appetite::Much => {
             import(repo)?;
-            Box::new(IndexLocator)
+            return Ok(open_synced_reader(repo, snapshot));
         }
         Appetite::Little => {
             let mut near = vec![snapshot.id];
@@ -54,6 +54,11 @@ pub fn open_reader<'r>(repo: &'r Repo, snapshot: &Snapshot, appetite: Appetite) 
         }
     };
     Ok(BlobReader::new(repo, locator).with_hints(&snapshot.manifest.hints))
+}
+
+/// As [`open_reader`] for much of a snapshot, when the caller has just brought the index up to date.
+pub fn open_synced_reader<'r>(repo: &'r Repo, snapshot: &Snapshot) -> BlobReader<'r> {
+    BlobReader::new(repo, Box::new(IndexLocator)).with_hints(&snapshot.manifest.hints)
 }
 
 /// The local index as it is; when it does not know a chunk, or what it knows is not there any more, what the repository

@@ -62,7 +62,8 @@ pub fn run(repo: &Repo, snapshot: &Snapshot, add: &[String], remove: &[String]) 
 
 /// Returns the newest version of a snapshot, and those that it replaces and that are still there.
 fn versions(repo: &Repo, snapshot: &Snapshot) -> Result<(Snapshot, Vec<SessionId>), OpError> {
-    let snapshots = repo.snapshots()?;
+    // One that cannot be opened is no version of this one.
+    let snapshots = repo.snapshots_noting(&mut Vec::new())?;
     let replaced = replaced(&snapshots);
     // A session pins what was there before it, so this ends.
     let newest_of = |mut id: SessionId| {
@@ -77,8 +78,7 @@ fn versions(repo: &Repo, snapshot: &Snapshot) -> Result<(Snapshot, Vec<SessionId
         .filter(|id| newest_of(**id) == newest)
         .copied()
         .collect();
-    let newest = snapshots.into_iter().find(|snapshot| snapshot.id == newest);
-    Ok((newest.unwrap_or_else(|| snapshot.clone()), old))
+    Ok((repo.snapshot(&newest)?, old))
 }
 
 fn drop_replaced(repo: &Repo, session: &SessionId, by: &SessionId) -> Result<(), RepoError> {

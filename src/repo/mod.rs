@@ -1,5 +1,6 @@
 //! The repository: the format over a store. Opening, reading, writing packs, sessions and snapshots.
 
+pub mod at_once;
 pub mod error;
 pub mod index;
 pub mod locate;

@@ -1,10 +1,11 @@
 //! Making, finding and unlocking a repository (format-spec chapters on keys and config).
 
 use super::error::{RepoError, object_error, store_error};
-use super::index::{IndexError, LocalIndex, NodeCache};
+use super::index::{LocalIndex, NodeCache};
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Listed, Part, Prefix, Store, StoreKey};
 use crate::pure::base::memory::IndexShare;
+use crate::pure::base::with_causes;
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
 use crate::pure::crypto::{EpochSecrets, KeyRing, Secret, Signer, Verifier};
@@ -156,6 +157,7 @@ pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<Re
         });
     }
     let abilities = store.probe().map_err(store_error("trying out what the store can do"))?;
+    store.set_conditional(abilities.conditional_create);
     let now = host::now();
     let repo = RepoId(host::random());
     let kid = KeyId(host::random());
@@ -319,12 +321,16 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
         Some((index, _)) => index.recall(&config_name.to_string())?,
         None => None,
     };
-    let was_remembered = remembered.is_some();
-    let bytes = match remembered {
-        Some(bytes) => Bytes::from(bytes),
-        None => read_whole(&*store, &config_name, "the configuration")?,
+    // A copy here that does not open is no damage of the repository: the store is asked.
+    let remembered = remembered.and_then(|bytes| Config::decode(&bytes, newest, None).ok());
+    let (config, fetched) = match remembered {
+        Some(config) => (config, None),
+        None => {
+            let bytes = read_whole(&*store, &config_name, "the configuration")?;
+            let config = Config::decode(&bytes, newest, None).map_err(object_error("opening", &config_name))?;
+            (config, Some(bytes))
+        }
     };
-    let config = Config::decode(&bytes, newest, None).map_err(object_error("opening", &config_name))?;
     if let Some(expected) = known
         && expected != config.repo
     {
@@ -346,7 +352,7 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
     {
         return Err(RepoError::ConfigRollback { seen, found: newest });
     }
-    if !was_remembered {
+    if let Some(bytes) = fetched {
         index.remember(&config_name.to_string(), &bytes)?;
         index.remember("config-seen", &newest.to_le_bytes())?;
     }
@@ -354,6 +360,8 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
         // Losing this file costs a warning about a swapped repository, nothing else.
         let _ = std::fs::write(&known_file, config.repo.to_string());
     }
+    // Nothing has been written so far.
+    store.set_conditional(config.gc.conditional_writes);
     Ok(Locked {
         store,
         config,
@@ -370,7 +378,12 @@ fn open_index(
     notes: &mut Vec<String>,
 ) -> Result<(LocalIndex, PathBuf), RepoError> {
     let dir = options.cache_dir.join(repo.to_string());
-    let attempt = private_dir(&dir).and_then(|()| Ok(LocalIndex::open(&dir, repo, options.index)?));
+    let attempt = private_dir(&dir).and_then(|()| {
+        let index = LocalIndex::open(&dir, repo, options.index)?;
+        // A full disk is noticed now, when another place can be taken, and not in the middle of a backup.
+        index.remember("opened-by", &std::process::id().to_le_bytes())?;
+        Ok(index)
+    });
     match attempt {
         Ok(index) => {
             if index.was_rebuilt().is_some() {
@@ -380,13 +393,23 @@ fn open_index(
         }
         Err(error) => {
             notes.push(format!(
-                "the cache cannot be used, working with a temporary one: {error}"
+                "the cache cannot be used, working with a temporary one: {}",
+                with_causes(&error)
             ));
             let index = LocalIndex::open_temporary(repo, options.index)?;
             let dir = index.directory().to_path_buf();
             Ok((index, dir))
         }
     }
+}
+
+/// What came of trying one protector.
+enum Attempt {
+    Opened(Secret),
+    /// It is for this kind of credential and does not open.
+    Failed,
+    OfAnotherKind,
+    Damaged,
 }
 
 impl Locked {
@@ -416,14 +439,17 @@ impl Locked {
         let keys = KeyRing::new(repo, grant.epochs.clone(), self.config.epoch)
             .map_err(|error| object_error("using", "the grant")(error.into()))?;
         let signer = Signer::new(kid, &kid_secret, &repo);
-        let nodes = NodeCache::open(
-            &self.state_dir,
-            &repo,
-            &grant::cache_key(&kid_secret, &repo),
-            self.options.node_cache_bytes_max,
-        )
-        .and_then(|nodes| nodes.keep_within(self.options.index).map(|()| nodes))
-        .map_err(IndexError::from)?;
+        let cache_key = grant::cache_key(&kid_secret, &repo);
+        let mut notes = self.notes;
+        let opened = NodeCache::open(&self.state_dir, &repo, &cache_key, self.options.node_cache_bytes_max)
+            .and_then(|nodes| nodes.keep_within(self.options.index).map(|()| nodes));
+        let nodes = opened.unwrap_or_else(|error| {
+            notes.push(format!(
+                "tree nodes are not kept on this machine, which takes longer: {}",
+                with_causes(&error)
+            ));
+            NodeCache::none(&repo, &cache_key)
+        });
         Ok(Repo {
             store: self.store,
             keys: Arc::new(keys),
@@ -439,7 +465,7 @@ impl Locked {
             config: self.config,
             grant,
             grant_number,
-            notes: self.notes,
+            notes,
         })
     }
 
@@ -530,9 +556,8 @@ impl Locked {
             .into_iter()
             .map(|(name, _)| name)
             .collect();
-        if let Some(last) = self.index.recall("last-protector")? {
-            names.sort_by_key(|name| name.to_string().into_bytes() != last);
-        }
+        let last = self.index.recall("last-protector")?.unwrap_or_default();
+        names.sort_by_key(|name| name.to_string().into_bytes() != last);
         let mut tried = 0;
         let mut fitting = false;
         for name in &names {
@@ -540,30 +565,40 @@ impl Locked {
             if tried == PROTECTORS_TRIED_MAX {
                 break;
             }
-            let bytes = match self.index.recall(&name.to_string())? {
-                Some(bytes) => Bytes::from(bytes),
-                None => read_whole(&*self.store, name, "a key")?,
-            };
-            // One damaged protector does not stand in the way of another.
-            let Ok(protector) = Protector::decode(&bytes, kid) else {
-                continue;
-            };
-            let ikm = match (&protector.kind, credential) {
-                (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
-                    match kdf::argon2id(password, salt, *cost) {
-                        Ok(ikm) => ikm,
-                        Err(_) => continue,
+            let remembered = self.index.recall(&name.to_string())?;
+            if let Some(bytes) = &remembered {
+                match self.try_protector(bytes, kid, credential) {
+                    Attempt::Opened(kid_secret) => {
+                        if name.to_string().into_bytes() != last {
+                            self.index.remember("last-protector", name.to_string().as_bytes())?;
+                        }
+                        return Ok((name.clone(), *kid, kid_secret));
                     }
+                    Attempt::Failed => {
+                        fitting = true;
+                        tried += 1;
+                    }
+                    Attempt::OfAnotherKind => continue,
+                    Attempt::Damaged => {}
                 }
-                (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
-                _ => continue,
-            };
-            fitting = true;
-            tried += 1;
-            if let Ok(kid_secret) = protector.unwrap(&self.config.repo, &ikm) {
-                self.index.remember(&name.to_string(), &bytes)?;
-                self.index.remember("last-protector", name.to_string().as_bytes())?;
-                return Ok((name.clone(), *kid, kid_secret));
+            }
+            // The copy here may be what is wrong, not the password.
+            let bytes = read_whole(&*self.store, name, "a key")?;
+            if remembered.is_some_and(|remembered| remembered == bytes) {
+                continue;
+            }
+            match self.try_protector(&bytes, kid, credential) {
+                Attempt::Opened(kid_secret) => {
+                    self.index.remember(&name.to_string(), &bytes)?;
+                    self.index.remember("last-protector", name.to_string().as_bytes())?;
+                    return Ok((name.clone(), *kid, kid_secret));
+                }
+                Attempt::Failed => {
+                    fitting = true;
+                    tried += 1;
+                }
+                // One damaged protector does not stand in the way of another.
+                Attempt::OfAnotherKind | Attempt::Damaged => {}
             }
         }
         Err(if fitting {
@@ -571,6 +606,26 @@ impl Locked {
         } else {
             RepoError::NoSuchProtector(credential.noun())
         })
+    }
+
+    fn try_protector(&self, bytes: &[u8], kid: &KeyId, credential: &Credential) -> Attempt {
+        let Ok(protector) = Protector::decode(bytes, kid) else {
+            return Attempt::Damaged;
+        };
+        let ikm = match (&protector.kind, credential) {
+            (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
+                match kdf::argon2id(password, salt, *cost) {
+                    Ok(ikm) => ikm,
+                    Err(_) => return Attempt::Damaged,
+                }
+            }
+            (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
+            _ => return Attempt::OfAnotherKind,
+        };
+        match protector.unwrap(&self.config.repo, &ikm) {
+            Ok(kid_secret) => Attempt::Opened(kid_secret),
+            Err(_) => Attempt::Failed,
+        }
     }
 
     /// Opens the newest grant that verifies. It is asked for again when the configuration has changed.

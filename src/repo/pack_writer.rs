@@ -3,7 +3,7 @@
 //! the writer: from then on every call fails, so nothing can be published.
 
 use super::error::{RepoError, store_error};
-use super::index::{LocalIndex, OwnPack};
+use super::index::{ChunkPlace, IndexError, LocalIndex, OwnPack};
 use super::open::store_key;
 use super::presence::Presence;
 use crate::edge::host;
@@ -13,6 +13,7 @@ use crate::pure::format::blob::{self, BlobType, Codec, Opened, Opener, Padding};
 use crate::pure::format::config::Config;
 use crate::pure::format::name::{ObjectName, PackKind};
 use crate::pure::format::pack::{PackBuilder, PackHeader, SealedPack};
+use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -26,6 +27,9 @@ use std::thread::JoinHandle;
 const SHARDS: usize = 16;
 /// A pack never holds more blobs than this, so that its trailer stays readable with one further request.
 const BLOBS_MAX: usize = 65_536;
+/// Ids of durable blobs that the local index could not take are kept in memory up to here (about 100 MiB); beyond that the
+/// session stores a few things twice.
+const KEPT_IDS_MAX: u64 = 2_000_000;
 
 /// The two session keys and their slots (format-spec chapter on keys).
 pub struct SessionKeys {
@@ -110,6 +114,14 @@ struct Shared {
     poison: Mutex<Option<RepoError>>,
     used: Mutex<HashSet<PackId>>,
     presence: Presence,
+    /// Read while a pack is looked up and noted in `used`, written by whoever compares `used` with what is condemned.
+    claims: RwLock<()>,
+    /// The first error of the local index. It is a cache: what it cannot tell is stored again.
+    index_trouble: Mutex<Option<IndexError>>,
+    /// A lookup, or adding a pack, has failed; it is not tried again (each try may wait for half a minute).
+    lookups_are_off: AtomicBool,
+    adding_is_off: AtomicBool,
+    kept_ids: AtomicU64,
     unlisted: Mutex<Vec<OwnPack>>,
     unlisted_records: AtomicU64,
     counts: Arc<WriterCounts>,
@@ -178,6 +190,11 @@ impl PackWriter {
             poisoned: AtomicBool::new(false),
             poison: Mutex::new(None),
             used: Mutex::new(HashSet::new()),
+            claims: RwLock::new(()),
+            index_trouble: Mutex::new(None),
+            lookups_are_off: AtomicBool::new(false),
+            adding_is_off: AtomicBool::new(false),
+            kept_ids: AtomicU64::new(0),
             unlisted: Mutex::new(Vec::new()),
             unlisted_records: AtomicU64::new(0),
             counts,
@@ -214,8 +231,10 @@ impl PackWriter {
         &self.shared.counts
     }
 
-    /// Returns the packs that this session has referenced by lookup or by upload.
+    /// Returns the packs that this session has referenced by lookup or by upload. A lookup that began before the call has
+    /// been noted: whoever takes a condemnation in first and calls this then sees every use of what it condemns.
     pub fn used(&self) -> HashSet<PackId> {
+        drop(self.shared.claims.write());
         self.shared.used.lock().clone()
     }
 
@@ -229,11 +248,21 @@ impl PackWriter {
         self.shared.presence.has_absent()
     }
 
+    /// Takes the first error of the local index, for a note. The session goes on without asking it.
+    pub fn take_index_trouble(&self) -> Option<IndexError> {
+        self.shared.index_trouble.lock().take()
+    }
+
+    /// From now on everything that this session has not stored itself is new.
+    pub fn stop_lookups(&self) {
+        self.shared.lookups_are_off.store(true, Ordering::Release);
+    }
+
     /// Asks whether a blob is new. `New` obliges the caller to add it. A pack that another session wrote is looked for at the
     /// store before it is first referred to: what is in one that is absent counts as new.
     ///
     /// # Errors
-    /// When the index or the store fails, or the writer is poisoned.
+    /// When the store fails, or the writer is poisoned.
     pub fn claim(&self, id: &ChunkId) -> Result<Claim, RepoError> {
         let shared = &*self.shared;
         shared.check_poison()?;
@@ -241,17 +270,12 @@ impl PackWriter {
             shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
             return Ok(Claim::Known);
         }
-        // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
-        if !shared.index.maybe(id) || shared.index.is_lost(id)? {
-            return Ok(Claim::New);
+        if shared.refers_to_stored(id)? {
+            shared.shard(id).lock().remove(id);
+            shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
+            return Ok(Claim::Known);
         }
-        let Some(pack) = shared.confirmed_pack(id)? else {
-            return Ok(Claim::New);
-        };
-        shared.used.lock().insert(pack);
-        shared.shard(id).lock().remove(id);
-        shared.counts.chunks_reused.fetch_add(1, Ordering::Relaxed);
-        Ok(Claim::Known)
+        Ok(Claim::New)
     }
 
     /// Seals a claimed blob into an open pack. `payload` is coded as `codec` says. Blocks while uploads are behind.
@@ -405,6 +429,52 @@ impl Shared {
         &self.in_flight[usize::from(id.0[30]) % SHARDS]
     }
 
+    /// Looks for a copy that can be referred to, and notes the packs that the session then depends on.
+    fn refers_to_stored(&self, id: &ChunkId) -> Result<bool, RepoError> {
+        if !self.index.maybe(id) || self.lookups_are_off.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let _between = self.claims.read();
+        match self.packs_of_stored(id) {
+            Ok(Some((pack, base))) => {
+                let mut used = self.used.lock();
+                used.insert(pack);
+                used.extend(base);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(RepoError::Index(error)) => {
+                self.lookups_are_off.store(true, Ordering::Release);
+                self.index_trouble.lock().get_or_insert(error);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without (format-spec chapter 15).
+    fn packs_of_stored(&self, id: &ChunkId) -> Result<Option<(PackId, Option<PackId>)>, RepoError> {
+        // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
+        let is_lost = |id: &ChunkId| Ok::<bool, IndexError>(self.index.has_lost() && self.index.is_lost(id)?);
+        if is_lost(id)? {
+            return Ok(None);
+        }
+        let Some(place) = self.confirmed(id)? else {
+            return Ok(None);
+        };
+        if place.stored_as != StoredAs::Delta {
+            return Ok(Some((place.pack, None)));
+        }
+        let Some(base) = self.index.base_of(id, &place.pack)? else {
+            return Ok(None);
+        };
+        if is_lost(&base)? {
+            return Ok(None);
+        }
+        let full = self.confirmed(&base)?.filter(|full| full.stored_as != StoredAs::Delta);
+        Ok(full.map(|full| (place.pack, Some(full.pack))))
+    }
+
     fn check_poison(&self) -> Result<(), RepoError> {
         if self.poisoned.load(Ordering::Acquire) {
             Err(RepoError::Poisoned)
@@ -413,13 +483,13 @@ impl Shared {
         }
     }
 
-    /// The pack of a copy that is surely at the store. Looking for one that is not takes it out of the index, so that the next
+    /// A copy whose pack is surely at the store. Looking for one that is not takes it out of the index, so that the next
     /// lookup finds another copy, or none.
-    fn confirmed_pack(&self, id: &ChunkId) -> Result<Option<PackId>, RepoError> {
+    fn confirmed(&self, id: &ChunkId) -> Result<Option<ChunkPlace>, RepoError> {
         let mut refused = None;
         while let Some(place) = self.index.find(id)? {
             if place.session == self.session || self.presence.is_there(&place)? {
-                return Ok(Some(place.pack));
+                return Ok(Some(place));
             }
             if refused.replace(place.pack) == Some(place.pack) {
                 break;
@@ -443,7 +513,8 @@ impl Shared {
             pack: PackId(host::random()),
             session: self.session,
         };
-        let buffer = self.buffers.lock().pop().unwrap_or_default();
+        let buffer = self.buffers.lock().pop();
+        let buffer = buffer.unwrap_or_else(|| PackBuilder::buffer_for(self.targets[kind as usize]));
         PackBuilder::new(header, vec![self.session_keys.of(kind).0], buffer)
     }
 
@@ -482,9 +553,15 @@ impl Shared {
             }
         }
         let own = describe(&sealed, size as u32);
-        self.index.add_pack(&own)?;
-        for record in &own.records {
-            self.shard(&record.id).lock().remove(&record.id);
+        // Durable from here on, and listed in the next run, whatever becomes of the local index.
+        let is_found = self.add_to_index(&own) && !self.lookups_are_off.load(Ordering::Acquire);
+        if is_found || self.kept_ids.load(Ordering::Relaxed) > KEPT_IDS_MAX {
+            // The index knows these blobs; they need not be remembered as being written.
+            for record in &own.records {
+                self.shard(&record.id).lock().remove(&record.id);
+            }
+        } else {
+            self.kept_ids.fetch_add(own.records.len() as u64, Ordering::Relaxed);
         }
         self.used.lock().insert(own.pack);
         self.counts.bytes_stored.fetch_add(size as u64, Ordering::Relaxed);
@@ -497,6 +574,19 @@ impl Shared {
             self.buffers.lock().push(bytes.into());
         }
         Ok(())
+    }
+
+    fn add_to_index(&self, own: &OwnPack) -> bool {
+        if self.adding_is_off.load(Ordering::Acquire) {
+            return false;
+        }
+        self.index
+            .add_pack(own)
+            .map_err(|error| {
+                self.adding_is_off.store(true, Ordering::Release);
+                self.index_trouble.lock().get_or_insert(error);
+            })
+            .is_ok()
     }
 
     /// Decodes every frame of the finished buffer: what is uploaded is what will be read (I-9).

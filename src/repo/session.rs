@@ -1,24 +1,26 @@
 //! One writing session: carries out what `pure::protocol::backup` decides, lists durable packs in runs, and publishes.
 
+use super::at_once::at_once;
 use super::error::{RepoError, object_error, store_error};
-use super::index::{OwnPack, SessionEnd};
+use super::index::{IndexError, OpenSession, OwnPack, SessionEnd};
 use super::lock::HostLock;
 use super::open::{Repo, create_new, list_names, read_whole, store_key};
 use super::pack_writer::{CurrentWriter, Durable, PackWriter, WriterCounts};
 use super::snapshots::HistoryState;
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Stat, StoreError};
+use crate::pure::base::with_causes;
 use crate::pure::crypto::sign::role;
 use crate::pure::format::blob::BlobType;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::{Outcome, OutcomeKind, flag};
+use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome, flag};
 use crate::pure::format::run::{self, RunChunk, RunContent, RunDelta, RunIdentity, RunPack, StoredAs};
 use crate::pure::format::session::{Acknowledgement, Registration, SessionRole};
 use crate::pure::id::{ChunkId, ObjectHash, PackId, SessionId, SourceId};
 use crate::pure::protocol::backup::{Action, BackupProtocol, Event, Finish};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +31,9 @@ const RUN_RECORDS: u64 = 131_072;
 const RUN_EVERY: Duration = Duration::from_secs(30 * 60);
 /// How often `gc/` is looked at during work (B9).
 const POLL_EVERY: Duration = Duration::from_secs(15 * 60);
+/// A session object is written at least this often, so that the session does not look dead: well within the three hours of
+/// format-spec chapter 9, with polls in between.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(150 * 60);
 /// A listing of outcomes younger than this is good enough to number the next one.
 const LISTING_FRESH: Duration = Duration::from_secs(60);
 
@@ -47,11 +52,13 @@ pub struct Session<'r> {
     next_object: u32,
     last_run: Instant,
     last_poll: Instant,
+    last_object: Instant,
     history_listed: Instant,
     notes: Vec<String>,
     /// Packs that were found absent before the last checkpoint, in words.
     absent: Vec<String>,
-    condemned: HashMap<SessionId, HashSet<PackId>>,
+    /// The local index has failed after something had become durable: what it knows of this key's outcomes may be old.
+    index_failed: bool,
     lock: HostLock,
     lock_path: PathBuf,
 }
@@ -61,6 +68,8 @@ pub struct Session<'r> {
 pub struct Published {
     pub session: SessionId,
     pub bytes_stored: u64,
+    /// What went wrong beside it.
+    pub notes: Vec<String>,
 }
 
 /// What publishing needs beside the content.
@@ -160,17 +169,22 @@ impl<'r> Session<'r> {
             next_object: 1,
             last_run: Instant::now(),
             last_poll: Instant::now(),
+            last_object: Instant::now(),
             history_listed: if recovered { Instant::now() } else { history_listed },
             notes: Vec::new(),
             absent: Vec::new(),
-            condemned: HashMap::new(),
+            index_failed: false,
             lock,
             lock_path,
         };
         // Room taken by writers that were killed. Not to be had is no reason not to go on.
         let _ = repo.store.sweep();
         session.begin_with(parents.into_iter().collect())?;
-        session.adopt()?;
+        // What is condemned must be known first.
+        if !session.index_failed {
+            let adopted = session.adopt();
+            session.without_index(adopted)?;
+        }
         Ok(session)
     }
 
@@ -179,16 +193,19 @@ impl<'r> Session<'r> {
         let Action::Register { pins } = self.protocol.step(Event::Begin { parents }).map_err(internal)? else {
             return Err(internal("a session does not begin with its registration"));
         };
-        self.register(&self.id, pins)?;
+        self.register(self.id, pins)?;
         let action = self.protocol.step(Event::Registered).map_err(internal)?;
         self.validate(action)
     }
 
     /// Step B2, for this session or for the one that goes on after it.
-    fn register(&self, id: &SessionId, pins: Vec<SessionId>) -> Result<(), RepoError> {
+    fn register(&mut self, id: SessionId, pins: Vec<SessionId>) -> Result<(), RepoError> {
         let repo = self.repo;
-        repo.index
-            .start_session(id, &host::boot_id(), std::process::id(), host::now())?;
+        let (machine, boot) = (host::machine_id(), host::boot_id());
+        let noted = repo
+            .index
+            .start_session(&id, &machine, &boot, std::process::id(), host::now());
+        self.without_index(noted)?;
         let registration = Registration {
             kid: repo.kid,
             created: host::now(),
@@ -198,11 +215,11 @@ impl<'r> Session<'r> {
             host: Some(host::host_name()),
         };
         let body = registration
-            .encode(id, &repo.keys, &repo.signer, host::random())
+            .encode(&id, &repo.keys, &repo.signer, host::random())
             .map_err(object_error("sealing", "the session"))?;
         create_new(
             &*repo.store,
-            &ObjectName::Session(*id, 0),
+            &ObjectName::Session(id, 0),
             body,
             "the session's registration",
         )
@@ -215,7 +232,8 @@ impl<'r> Session<'r> {
             let event = match action {
                 Action::ListDrops => {
                     let mut state = HistoryState::default();
-                    let dropped = repo.sync_drops(&mut state)?;
+                    let (dropped, kept) = repo.sync_drops(&mut state)?;
+                    self.without_index(kept)?;
                     for (name, error) in state.broken {
                         self.notes.push(format!("{name} does not count: {error}"));
                     }
@@ -233,14 +251,14 @@ impl<'r> Session<'r> {
                     }
                 }
                 Action::ListCondemned => Event::Condemned {
-                    generations: self.list_condemned()?,
+                    generations: self.without_index(repo.sync_condemned())?.unwrap_or_default(),
                 },
                 Action::Acknowledge { acked } => {
                     self.acknowledge(acked)?;
                     Event::Acknowledged
                 }
                 Action::SyncIndex => {
-                    let sync = repo.sync_index()?;
+                    let sync = self.without_index(repo.sync_index())?.unwrap_or_default();
                     for (name, error) in sync.broken {
                         self.notes
                             .push(format!("{name} cannot be used, what it lists is stored again: {error}"));
@@ -262,14 +280,6 @@ impl<'r> Session<'r> {
         }
     }
 
-    fn list_condemned(&mut self) -> Result<Vec<SessionId>, RepoError> {
-        let (generations, fresh) = self.repo.sync_condemned()?;
-        for (generation, packs) in fresh {
-            self.condemned.insert(generation, packs.into_iter().collect());
-        }
-        Ok(generations)
-    }
-
     fn acknowledge(&mut self, acked: Vec<SessionId>) -> Result<(), RepoError> {
         let repo = self.repo;
         let object = Acknowledgement {
@@ -289,19 +299,56 @@ impl<'r> Session<'r> {
             "the session's heartbeat",
         )?;
         self.next_object += 1;
+        self.last_object = Instant::now();
         Ok(())
+    }
+
+    /// Goes on after a failure of the local index when what it was to be told is durable already: it is a cache, and learns
+    /// the rest from the repository.
+    fn after_durable(&mut self, told: Result<(), IndexError>) {
+        if let Err(error) = told {
+            self.index_trouble(&error);
+        }
+    }
+
+    /// Takes a failure of the local index for "not known" and goes on without it: nothing is looked up from then on, because
+    /// what it says may not be true any more, and what is stored already is stored again.
+    fn without_index<T, E: Into<RepoError>>(&mut self, done: Result<T, E>) -> Result<Option<T>, RepoError> {
+        match done.map_err(Into::into) {
+            Ok(value) => Ok(Some(value)),
+            Err(RepoError::Index(error)) => {
+                self.writer.stop_lookups();
+                self.index_trouble(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn index_trouble(&mut self, error: &IndexError) {
+        if !std::mem::replace(&mut self.index_failed, true) {
+            self.notes.push(format!(
+                "the local index failed; the backup goes on, and the next one may take longer: {}",
+                with_causes(error)
+            ));
+        }
     }
 
     /// Takes over packs that an earlier run of this machine made durable but never listed (format-spec chapter 16).
     fn adopt(&mut self) -> Result<(), RepoError> {
         let repo = self.repo;
         let mut adopted = 0u64;
-        for pack in self.left_over_packs()? {
-            let key = store_key(&ObjectName::Pack(pack.kind, pack.pack, pack.session));
-            match repo.store.stat(&key) {
+        let left = self.left_over_packs()?;
+        let stats = at_once(&left, |(_, pack)| {
+            Ok(repo
+                .store
+                .stat(&store_key(&ObjectName::Pack(pack.kind, pack.pack, pack.session))))
+        });
+        for ((dead, pack), stat) in left.into_iter().zip(stats) {
+            match stat? {
                 Ok(stat) if stat.size == u64::from(pack.size) => {
-                    // The index refuses packs that are condemned, or listed by now.
-                    if !repo.index.adopt_packs(&[pack.pack], &self.id)?.is_empty() {
+                    // The index refuses packs that are condemned, or listed by now, or adopted by another process.
+                    if !repo.index.adopt_packs(&[pack.pack], &dead, &self.id)?.is_empty() {
                         adopted += 1;
                         self.writer.adopt(pack);
                     }
@@ -322,13 +369,27 @@ impl<'r> Session<'r> {
         Ok(())
     }
 
-    /// Packs of sessions of this machine that have ended, or whose process is gone.
-    fn left_over_packs(&self) -> Result<Vec<OwnPack>, RepoError> {
+    /// Packs of this key's sessions of this machine that have ended, or whose process is gone, and whose they are. Those of
+    /// another key that uses the same cache are its own to list: nobody accepts a run that speaks of another writer's packs.
+    fn left_over_packs(&self) -> Result<Vec<(SessionId, OwnPack)>, RepoError> {
         let repo = self.repo;
+        let elsewhere: HashSet<SessionId> = repo
+            .index
+            .open_sessions()?
+            .into_iter()
+            .filter(runs_elsewhere)
+            .map(|open| open.session)
+            .collect();
         let mut packs = Vec::new();
         for session in repo.index.sessions_with_packs()? {
-            if session != self.id && HostLock::try_take(&session_lock(repo, &session))?.is_some() {
-                packs.extend(repo.index.unlisted_packs(&session)?);
+            if session != self.id
+                && is_own(repo, &session)
+                && !elsewhere.contains(&session)
+                && HostLock::try_take(&session_lock(repo, &session))?.is_some()
+            {
+                let mut left = repo.index.unlisted_packs(&session)?;
+                left.retain(|pack| is_own(repo, &pack.session));
+                packs.extend(left.into_iter().map(|pack| (session, pack)));
             }
         }
         Ok(packs)
@@ -371,6 +432,9 @@ impl<'r> Session<'r> {
 
     /// Takes the notes for the user.
     pub fn take_notes(&mut self) -> Vec<String> {
+        if let Some(error) = self.writer.take_index_trouble() {
+            self.index_trouble(&error);
+        }
         std::mem::take(&mut self.notes)
     }
 
@@ -391,21 +455,22 @@ impl<'r> Session<'r> {
         Ok(())
     }
 
-    /// Step B9. Each poll also serves as the heartbeat when it acknowledges; a session object is written every time, so
-    /// that the session never looks dead (format-spec chapter 16).
-    fn poll(&mut self) -> Result<(), RepoError> {
+    /// Step B9. What is acknowledged also serves as the heartbeat; when there is nothing to acknowledge for long, the session
+    /// says that it lives (format-spec chapter 9).
+    ///
+    /// # Errors
+    /// As [`Self::tick`], which calls this when it is due.
+    pub fn poll(&mut self) -> Result<(), RepoError> {
         self.protocol.step(Event::PollDue).map_err(internal)?;
-        let generations = self.list_condemned()?;
-        let used = self.writer.used();
-        let touched = generations
-            .iter()
-            .filter(|generation| {
-                self.condemned
-                    .get(*generation)
-                    .is_some_and(|packs| !packs.is_disjoint(&used))
-            })
-            .copied()
-            .collect();
+        let (generations, touched) = match self.look_for_condemned() {
+            Ok(seen) => seen,
+            // Without the index it is not known what may still be referred to, so nothing is acknowledged: sweeps wait.
+            Err(RepoError::Index(error)) => {
+                self.index_trouble(&error);
+                Default::default()
+            }
+            Err(error) => return Err(error),
+        };
         match self
             .protocol
             .step(Event::Polled { generations, touched })
@@ -415,9 +480,29 @@ impl<'r> Session<'r> {
                 self.acknowledge(acked)?;
                 self.protocol.step(Event::Acknowledged).map_err(internal)?;
             }
-            _ => self.acknowledge(self.protocol.acked().copied().collect())?,
+            _ if self.last_object.elapsed() >= HEARTBEAT_EVERY => {
+                self.acknowledge(self.protocol.acked().copied().collect())?;
+            }
+            _ => {}
         }
         Ok(())
+    }
+
+    /// Returns the generations that exist, and those among the new ones that condemn a pack which this session has used. New
+    /// is what this session has not acknowledged: the index may have it from another process.
+    fn look_for_condemned(&self) -> Result<(Vec<SessionId>, Vec<SessionId>), RepoError> {
+        let index = &self.repo.index;
+        let generations = self.repo.sync_condemned()?;
+        // After the index has taken them in: from now on nobody finds a pack that they condemn.
+        let used = self.writer.used();
+        let acked: HashSet<&SessionId> = self.protocol.acked().collect();
+        let mut touched = Vec::new();
+        for generation in generations.iter().filter(|generation| !acked.contains(generation)) {
+            if index.condemned_by(generation)?.iter().any(|pack| used.contains(pack)) {
+                touched.push(*generation);
+            }
+        }
+        Ok((generations, touched))
     }
 
     /// Writes the durable packs that no run lists yet into L0 runs of at most about `records` each.
@@ -447,20 +532,26 @@ impl<'r> Session<'r> {
             session: self.id,
             number: self.next_run,
         };
+        // No reader would accept it, and with it goes everything that the run lists.
+        if packs.iter().any(|pack| !is_own(repo, &pack.session)) {
+            return Err(internal("a run would list another writer's packs"));
+        }
         let content = run_content(&packs);
         let body = run::encode_l0(&content, &identity, &repo.keys, &repo.signer, host::random())
             .map_err(object_error("sealing", &name))?;
         let size = body.len() as u64;
         create_new(&*repo.store, &name, body, "an index run")?;
         let ids: Vec<PackId> = packs.iter().map(|pack| pack.pack).collect();
-        repo.index
-            .packs_listed(&name.to_string(), &self.id, &repo.kid, self.next_run, &ids)?;
+        self.after_durable(
+            repo.index
+                .packs_listed(&name.to_string(), &self.id, &repo.kid, self.next_run, &ids),
+        );
         self.writer
             .counts()
             .bytes_stored
             .fetch_add(size, std::sync::atomic::Ordering::Relaxed);
         self.next_run += 1;
-        repo.index.set_next_run(&self.id, self.next_run)?;
+        self.after_durable(repo.index.set_next_run(&self.id, self.next_run));
         Ok(())
     }
 
@@ -515,7 +606,7 @@ impl<'r> Session<'r> {
         let Action::Register { pins } = self.protocol.step(Event::DurableSoFar { ending }).map_err(internal)? else {
             return Err(internal("a checkpoint does not begin with a registration"));
         };
-        self.register(&next.id, pins)?;
+        self.register(next.id, pins)?;
         match self.protocol.step(Event::Registered).map_err(internal)? {
             Action::PublishOutcome => {}
             action => return Err(internal(format!("unexpected {action:?} before a checkpoint"))),
@@ -530,6 +621,12 @@ impl<'r> Session<'r> {
             .bytes_stored
             .fetch_add(size, std::sync::atomic::Ordering::Relaxed);
         self.absent = self.absent_packs();
+        if let Some(error) = self.writer.take_index_trouble() {
+            self.index_trouble(&error);
+        }
+        if self.index_failed {
+            next.writer.stop_lookups();
+        }
         self.id = next.id;
         self.writer = next.writer.clone();
         self.lock = next.lock;
@@ -538,6 +635,7 @@ impl<'r> Session<'r> {
         self.next_object = 1;
         self.last_run = Instant::now();
         self.last_poll = Instant::now();
+        self.last_object = Instant::now();
         self.validate(action)?;
         Ok((ending, next.writer))
     }
@@ -576,6 +674,7 @@ impl<'r> Session<'r> {
                 Ok(Published {
                     session: self.id,
                     bytes_stored: stored + size,
+                    notes: self.take_notes(),
                 })
             }
             Action::Finish(Finish::Fenced) => Err(RepoError::Fenced(self.id)),
@@ -607,9 +706,16 @@ impl<'r> Session<'r> {
         let repo = self.repo;
         let _commit = HostLock::take(&repo.state_dir.join("commit.lock"))?;
         if self.history_listed.elapsed() > LISTING_FRESH {
-            repo.sync_outcomes(&mut HistoryState::default())?;
+            match repo.sync_outcomes(&mut HistoryState::default()) {
+                Err(RepoError::Index(error)) => self.index_trouble(&error),
+                synced => synced?,
+            }
         }
-        let (sequence, previous) = next_in_chain(repo)?;
+        let (sequence, previous) = if self.index_failed {
+            next_in_stored_chain(repo)?
+        } else {
+            next_in_chain(repo)?
+        };
         let outcome = Outcome {
             kid: repo.kid,
             created: host::now(),
@@ -640,48 +746,68 @@ impl<'r> Session<'r> {
                 object_id,
             )
             .map_err(object_error("sealing", "the snapshot"))?;
-        let event = publish_outcome(repo, &outcome, object_id, &sealed)?;
+        let (event, stored) = publish_outcome(repo, &outcome, object_id, sealed)?;
         let action = self.protocol.step(event).map_err(internal)?;
-        if action == Action::Finish(Finish::Fenced) {
-            repo.index.end_session(&self.id, SessionEnd::Superseded)?;
-        } else {
-            repo.index.accept_session(&self.id, &outcome.accepted)?;
-            repo.index.end_session(&self.id, SessionEnd::Ended)?;
+        let is_fenced = action == Action::Finish(Finish::Fenced);
+        // Ended, one way or the other; what the local index misses of it, the next session makes up for (`recover`). What a
+        // fence did not accept may be adopted by then.
+        if let Err(error) = keep_outcome(repo, &stored, !is_fenced) {
+            match error {
+                RepoError::Index(error) => self.index_trouble(&error),
+                error => return Err(error),
+            }
         }
+        let (stored, bytes) = stored;
+        self.after_durable(repo.index.accept_session(&self.id, &stored.outcome.accepted));
+        let end = if is_fenced {
+            SessionEnd::Superseded
+        } else {
+            SessionEnd::Ended
+        };
+        self.after_durable(repo.index.end_session(&self.id, end));
         let _ = std::fs::remove_file(&self.lock_path);
-        Ok((sealed.len() as u64, action))
+        Ok((bytes.len() as u64, action))
     }
 }
 
-/// Creates `snap/<sid>`, tells our own landed attempt from a fence, and puts the outcome into the mirror.
-fn publish_outcome(repo: &Repo, outcome: &Outcome, object_id: [u8; 16], sealed: &[u8]) -> Result<Event, RepoError> {
+/// An outcome and its bytes.
+type Stored = (StoredOutcome, Vec<u8>);
+
+/// Creates `snap/<sid>` and tells our own landed attempt from a fence. Returns the outcome that is there now.
+fn publish_outcome(
+    repo: &Repo,
+    outcome: &Outcome,
+    object_id: [u8; 16],
+    sealed: Vec<u8>,
+) -> Result<(Event, Stored), RepoError> {
     let name = ObjectName::Outcome(outcome.session);
     let created = repo
         .store
-        .create(&store_key(&name), Bytes::copy_from_slice(sealed))
+        .create(&store_key(&name), Bytes::copy_from_slice(&sealed))
         .map_err(store_error("publishing the snapshot"))?;
     Ok(match created {
-        Created::New => {
-            keep_own(repo, outcome, sealed)?;
-            Event::OutcomeCreated
-        }
+        Created::New => (Event::OutcomeCreated, opened_own(repo, outcome, sealed)?),
         Created::Exists => {
-            let bytes = read_whole(&*repo.store, &name, "the outcome of this session")?;
-            let stored = Outcome::decode(&bytes, &outcome.session, &repo.keys, &repo.verifier)
-                .map_err(object_error("opening", &name))?;
-            repo.keep_outcome(&stored, &bytes)?;
-            Event::OutcomeExists {
-                ours: stored.object_id == object_id,
-            }
+            let stored = repo.fetch_outcome(&outcome.session)?;
+            let ours = stored.0.object_id == object_id;
+            (Event::OutcomeExists { ours }, stored)
         }
     })
 }
 
-fn keep_own(repo: &Repo, outcome: &Outcome, sealed: &[u8]) -> Result<(), RepoError> {
-    let stored = Outcome::decode(sealed, &outcome.session, &repo.keys, &repo.verifier)
+fn opened_own(repo: &Repo, outcome: &Outcome, sealed: Vec<u8>) -> Result<Stored, RepoError> {
+    let stored = Outcome::decode(&sealed, &outcome.session, &repo.keys, &repo.verifier)
         .map_err(object_error("opening", ObjectName::Outcome(outcome.session)))?;
-    repo.keep_outcome(&stored, sealed)?;
-    repo.index.raise_head(&outcome.kid, outcome.sequence, &stored.hash)?;
+    Ok((stored, sealed))
+}
+
+/// Puts the outcome of an own session into the mirror.
+fn keep_outcome(repo: &Repo, (stored, bytes): &Stored, is_own: bool) -> Result<(), RepoError> {
+    repo.keep_outcome(stored, bytes)?;
+    if is_own {
+        let outcome = &stored.outcome;
+        repo.index.raise_head(&outcome.kid, outcome.sequence, &stored.hash)?;
+    }
     Ok(())
 }
 
@@ -696,7 +822,38 @@ fn next_in_chain(repo: &Repo) -> Result<(u64, Option<ObjectHash>), RepoError> {
         .map(|outcome| (outcome.sequence, outcome.hash));
     let head = repo.index.head(&repo.kid)?;
     Ok(match newest.max(head) {
-        Some((sequence, hash)) => (sequence.saturating_add(1), Some(hash)),
+        Some((sequence, hash)) => (following(sequence)?, Some(hash)),
+        None => (0, None),
+    })
+}
+
+fn following(sequence: u64) -> Result<u64, RepoError> {
+    sequence
+        .checked_add(1)
+        .ok_or_else(|| internal("this key has used up its outcome numbers"))
+}
+
+/// As [`next_in_chain`], when the local index could not keep what was new: this key's outcomes that it does not know are read.
+fn next_in_stored_chain(repo: &Repo) -> Result<(u64, Option<ObjectHash>), RepoError> {
+    let known = repo.index.outcomes().unwrap_or_default();
+    let mut newest = repo.index.head(&repo.kid).unwrap_or_default();
+    for outcome in known.iter().filter(|outcome| outcome.kid == repo.kid) {
+        newest = newest.max(Some((outcome.sequence, outcome.hash)));
+    }
+    let mut unread: Vec<SessionId> = repo.list_snap()?.into_iter().map(|(session, _)| session).collect();
+    unread.retain(|session| is_own(repo, session) && known.iter().all(|outcome| outcome.session != *session));
+    for fetched in at_once(&unread, |session| repo.fetch_outcome(session)) {
+        match fetched {
+            Ok((stored, _)) if stored.outcome.kid == repo.kid => {
+                newest = newest.max(Some((stored.outcome.sequence, stored.hash)));
+            }
+            Ok(_) => {}
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match newest {
+        Some((sequence, hash)) => (following(sequence)?, Some(hash)),
         None => (0, None),
     })
 }
@@ -760,6 +917,10 @@ pub fn run_content(packs: &[OwnPack]) -> RunContent {
 fn recover(repo: &Repo) -> Result<bool, RepoError> {
     let mut any = false;
     for open in repo.index.open_sessions()? {
+        // Another key's sessions are its own to end. One of another machine may be alive: this state was copied from it.
+        if !is_own(repo, &open.session) || runs_elsewhere(&open) {
+            continue;
+        }
         let lock_path = session_lock(repo, &open.session);
         // The kernel gives the lock back when the process that held it is gone.
         let Some(_lock) = HostLock::try_take(&lock_path)? else {
@@ -778,6 +939,17 @@ fn recover(repo: &Repo) -> Result<bool, RepoError> {
         let _ = std::fs::remove_file(&lock_path);
     }
     Ok(any)
+}
+
+/// Whether a session is of the key that the repository was opened with.
+fn is_own(repo: &Repo, session: &SessionId) -> bool {
+    session.writer_tag()[..] == repo.kid.as_bytes()[..4]
+}
+
+/// Whether a session was begun on another machine than this one, as far as can be known.
+fn runs_elsewhere(open: &OpenSession) -> bool {
+    let here = host::machine_id();
+    here != [0; 16] && open.machine != [0; 16] && open.machine != here
 }
 
 /// A session that died before its registration was durable owns nothing under its name.
@@ -808,8 +980,12 @@ fn end_crashed(repo: &Repo, session: &SessionId) -> Result<(), RepoError> {
     let mut accepted: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
         let name = ObjectName::Run(*session, number);
-        let bytes = read_whole(&*repo.store, &name, "an index run")?;
-        if run::decode_l0(&bytes, &name.to_string(), &repo.keys, &repo.verifier).is_err() {
+        let is_sound = match read_whole(&*repo.store, &name, "an index run") {
+            Ok(bytes) => run::decode_l0(&bytes, &name.to_string(), &repo.keys, &repo.verifier).is_ok(),
+            Err(error) if error.is_damage() => false,
+            Err(error) => return Err(error),
+        };
+        if !is_sound {
             continue;
         }
         match accepted.last_mut() {
@@ -843,7 +1019,7 @@ fn end_crashed(repo: &Repo, session: &SessionId) -> Result<(), RepoError> {
         .create(&store_key(&name), Bytes::copy_from_slice(&sealed))
         .map_err(store_error("ending an interrupted session"))?
     {
-        Created::New => keep_own(repo, &outcome, &sealed),
+        Created::New => keep_outcome(repo, &opened_own(repo, &outcome, sealed)?, true),
         // It had committed after all, or maintenance fenced it: take over what is there.
         Created::Exists => repo.sync_outcomes(&mut HistoryState::default()),
     }

@@ -1,12 +1,17 @@
 //! Taking in what others wrote: condemnations and index runs (format-spec chapters on runs and concurrency).
 
+use super::at_once::at_once;
 use super::error::{RepoError, object_error};
+use super::index::KnownOutcome;
 use super::open::{Repo, list_names, read_whole};
 use crate::pure::format::condemn::Condemnation;
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::run;
-use crate::pure::id::{PackId, SessionId};
+use crate::pure::format::run::{self, RunContent};
+use crate::pure::id::{KeyId, PackId, SessionId};
 use std::collections::{HashMap, HashSet};
+
+/// Runs that are fetched before they are imported; each has up to about 12 MB.
+const RUNS_IN_MEMORY: usize = 8;
 
 /// Runs that count, as a listing and the outcomes together say.
 #[derive(Debug, Default)]
@@ -30,14 +35,13 @@ pub struct IndexSync {
 }
 
 impl Repo {
-    /// Lists `gc/` and takes in generations not seen before. Returns all generations and, for each new one, its packs.
+    /// Lists `gc/` and takes in generations not seen before. Returns all generations.
     ///
     /// # Errors
     /// When the listing or an object cannot be read: a condemnation must never be overlooked.
-    pub fn sync_condemned(&self) -> Result<(Vec<SessionId>, HashMap<SessionId, Vec<PackId>>), RepoError> {
+    pub fn sync_condemned(&self) -> Result<Vec<SessionId>, RepoError> {
         let known: HashSet<SessionId> = self.index.known_gcs()?;
         let mut generations = Vec::new();
-        let mut fresh = HashMap::new();
         for (name, _) in list_names(&*self.store, "gc/")? {
             let ObjectName::Condemnation(session) = name else {
                 continue;
@@ -50,14 +54,28 @@ impl Repo {
                 let packs: Vec<PackId> = condemned.packs.iter().map(|pack| pack.pack).collect();
                 self.index
                     .add_condemned(&session, &condemned.kid, &packs, &condemned.lost)?;
-                fresh.insert(session, packs);
             }
         }
-        Ok((generations, fresh))
+        self.index.look_for_lost()?;
+        Ok(generations)
     }
 
     /// Lists `idx/` and sorts the runs into those that count and those that do not. Needs the outcomes to be in sync.
+    ///
+    /// # Errors
+    /// When the repository cannot be listed.
     pub fn valid_runs(&self) -> Result<ValidRuns, RepoError> {
+        // Before the listing: whatever an outcome accepts was durable before it, so the listing has it.
+        let outcomes = self.index.outcomes()?;
+        let valid = self.sort_runs(&outcomes)?;
+        if valid.missing.is_empty() {
+            return Ok(valid);
+        }
+        // A bad listing must not pass for a loss (I-8).
+        self.sort_runs(&outcomes)
+    }
+
+    fn sort_runs(&self, outcomes: &[KnownOutcome]) -> Result<ValidRuns, RepoError> {
         let mut listed: HashMap<SessionId, Vec<(u32, u64)>> = HashMap::new();
         let mut valid = ValidRuns::default();
         for (name, row) in list_names(&*self.store, "idx/")? {
@@ -75,14 +93,12 @@ impl Repo {
             }
         }
         let voided = self.voided()?;
-        for known in self.index.outcomes()? {
+        for known in outcomes {
             // Nothing of a voided session is accepted, whatever its outcome says: its runs stay among those that are not.
             if voided.contains(&known.session) {
                 continue;
             }
-            let Some(accepted) = self.accepted_runs(&known.session)? else {
-                continue;
-            };
+            let accepted = &known.accepted;
             let present = listed.remove(&known.session).unwrap_or_default();
             let mut found = HashSet::new();
             for (number, size) in present {
@@ -111,48 +127,51 @@ impl Repo {
         Ok(valid)
     }
 
-    fn accepted_runs(&self, session: &SessionId) -> Result<Option<Vec<(u32, u32)>>, RepoError> {
-        Ok(self.stored_outcome(session)?.map(|stored| stored.outcome.accepted))
-    }
-
     /// Brings the index up to date. Runs that cannot be opened are reported, not imported: what they describe is unknown, and
     /// will be uploaded again.
     ///
     /// # Errors
     /// When the listing fails or an object cannot be fetched.
     pub fn sync_index(&self) -> Result<IndexSync, RepoError> {
-        let valid = self.valid_runs()?;
+        // Before the listing, so that what another process takes in meanwhile is not taken for gone.
         let known = self.index.known_runs()?;
+        let valid = self.valid_runs()?;
         let mut sync = IndexSync {
             missing: valid.missing,
             ..IndexSync::default()
         };
         let mut names = HashSet::with_capacity(valid.level0.len());
-        for (session, number, _) in &valid.level0 {
-            let name = ObjectName::Run(*session, *number).to_string();
-            if !known.contains(&name) {
-                match self.import_run(*session, *number) {
-                    Ok(()) => sync.imported += 1,
-                    Err(error) if error.is_damage() => {
-                        sync.broken.push((name, error));
-                        continue;
+        let mut unseen = Vec::new();
+        for (session, number, _) in valid.level0 {
+            let name = ObjectName::Run(session, number).to_string();
+            if known.contains(&name) {
+                names.insert(name);
+            } else {
+                unseen.push((session, number, name));
+            }
+        }
+        for some in unseen.chunks(RUNS_IN_MEMORY) {
+            let fetched = at_once(some, |(session, number, name)| self.fetch_run(session, *number, name));
+            for ((session, _, name), fetched) in some.iter().zip(fetched) {
+                match fetched.and_then(|(kid, content)| Ok(self.index.import_run(name, 0, *session, kid, &content)?)) {
+                    Ok(()) => {
+                        sync.imported += 1;
+                        names.insert(name.clone());
                     }
+                    Err(error) if error.is_damage() => sync.broken.push((name.clone(), error)),
                     Err(error) => return Err(error),
                 }
             }
-            names.insert(name);
         }
-        self.index.retain_runs(&names)?;
+        self.index.retain_runs(&known, &names)?;
         Ok(sync)
     }
 
-    fn import_run(&self, session: SessionId, number: u32) -> Result<(), RepoError> {
-        let name = ObjectName::Run(session, number);
+    fn fetch_run(&self, session: &SessionId, number: u32, text: &str) -> Result<(KeyId, RunContent), RepoError> {
+        let name = ObjectName::Run(*session, number);
         let bytes = read_whole(&*self.store, &name, "an index run")?;
-        let text = name.to_string();
         let (identity, content) =
-            run::decode_l0(&bytes, &text, &self.keys, &self.verifier).map_err(object_error("opening", &text))?;
-        self.index.import_run(&text, 0, session, identity.kid, &content)?;
-        Ok(())
+            run::decode_l0(&bytes, text, &self.keys, &self.verifier).map_err(object_error("opening", text))?;
+        Ok((identity.kid, content))
     }
 }

@@ -42,6 +42,10 @@ pub struct FaultStore<S> {
     calls: AtomicU64,
     log: Mutex<Vec<String>>,
     acknowledged: Mutex<Vec<(StoreKey, u64)>>,
+    /// Probing finds that the store cannot create conditionally.
+    is_weak: bool,
+    /// What was set last, whether creating may rest on conditions.
+    conditional: Mutex<Option<bool>>,
 }
 
 impl<S: Store> std::fmt::Debug for FaultStore<S> {
@@ -70,7 +74,22 @@ impl<S: Store> FaultStore<S> {
             calls: AtomicU64::new(0),
             log: Mutex::default(),
             acknowledged: Mutex::default(),
+            is_weak: false,
+            conditional: Mutex::new(None),
         }
+    }
+
+    /// Looks to whoever tries it out like a store that cannot create conditionally.
+    pub fn weak(inner: S) -> FaultStore<S> {
+        FaultStore {
+            is_weak: true,
+            ..FaultStore::new(inner, None)
+        }
+    }
+
+    /// Returns what was set last, whether creating may rest on conditions.
+    pub fn conditional(&self) -> Option<bool> {
+        *self.conditional.lock()
     }
 
     /// Runs `visit` just before the call with this number: another machine that works at the same time.
@@ -185,7 +204,14 @@ impl<S: Store> Store for FaultStore<S> {
     }
 
     fn probe(&self) -> Result<Abilities, StoreError> {
-        self.run("trying out", &"the store", || self.inner.probe())
+        let mut abilities = self.run("trying out", &"the store", || self.inner.probe())?;
+        abilities.conditional_create &= !self.is_weak;
+        Ok(abilities)
+    }
+
+    fn set_conditional(&self, conditional: bool) {
+        *self.conditional.lock() = Some(conditional);
+        self.inner.set_conditional(conditional);
     }
 
     fn sweep(&self) -> Result<u64, StoreError> {

@@ -6,6 +6,7 @@ mod contract;
 mod damage;
 mod fault;
 mod hostile_trees;
+mod local_state;
 mod lost_packs;
 mod marks;
 mod reading;

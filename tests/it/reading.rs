@@ -94,6 +94,9 @@ impl Store for Sick {
     fn probe(&self) -> Result<Abilities, StoreError> {
         self.inner.probe()
     }
+    fn set_conditional(&self, conditional: bool) {
+        self.inner.set_conditional(conditional);
+    }
     fn location(&self) -> String {
         "a sick store".into()
     }

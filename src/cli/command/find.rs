@@ -7,7 +7,7 @@ use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{DayEdge, local_time, time_argument};
 use crate::cli::output::printable;
 use crate::ops::OpError;
-use crate::ops::look::{self, Appetite};
+use crate::ops::look;
 use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::EntryKind;
 use crate::repo::reader::TreeReader;
@@ -33,14 +33,18 @@ pub fn run(context: &Context, args: &FindArgs) -> Result<(), Failure> {
         Some(text) => vec![context.snapshot(&repo, text, &args.filter)?],
         None => {
             let filter = args.filter.to_filter();
-            repo.snapshots()?
+            let mut broken = Vec::new();
+            let snapshots = repo.snapshots_noting(&mut broken)?;
+            context.tell_broken(&broken);
+            snapshots
                 .into_iter()
                 .filter(|snapshot| filter.accepts(snapshot))
                 .collect()
         }
     };
+    repo.sync_index().doing("bringing the local index up to date")?;
     for snapshot in &snapshots {
-        let reader = look::open_reader(&repo, snapshot, Appetite::Much)?;
+        let reader = look::open_synced_reader(&repo, snapshot);
         let names = entries::Names::of(&snapshot.manifest);
         let mut nodes = TreeReader::new(&reader);
         let (mut closed, mut shown) = (None, false);

@@ -184,7 +184,9 @@ pub fn stats(context: &Context) -> Result<(), Failure> {
     let (repo, _) = context.repo_with_history()?;
     repo.sync_index().doing("bringing the local index up to date")?;
     let index = repo.index.stats().doing("reading the local index")?;
-    let snapshots = repo.snapshots()?;
+    let mut broken = Vec::new();
+    let snapshots = repo.snapshots_noting(&mut broken)?;
+    context.tell_broken(&broken);
     let mut sources: BTreeMap<(String, String), SourceStats> = BTreeMap::new();
     for (at, snapshot) in snapshots.iter().enumerate() {
         let manifest = &snapshot.manifest;

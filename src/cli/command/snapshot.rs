@@ -39,9 +39,12 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
         .as_deref()
         .map(|text| time_argument(text, DayEdge::End))
         .transpose()?;
-    let (repo, history) = context.repo_with_history()?;
+    let (repo, mut history) = context.repo_with_history()?;
     let filter = args.filter.to_filter();
-    let all = repo.snapshots()?;
+    let mut broken = Vec::new();
+    let all = repo.snapshots_noting(&mut broken)?;
+    context.tell_broken(&broken);
+    history.broken.append(&mut broken);
     let replaced = replaced(&all);
     let mut snapshots: Vec<&Snapshot> = all.iter().collect();
     snapshots.retain(|snapshot| {
@@ -254,7 +257,7 @@ fn tag(context: &Context, text: &str, add: &[String], remove: &[String], filter:
 fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failure> {
     let (repo, _) = context.repo_with_history()?;
     let snapshot = context.snapshot(&repo, text, filter)?;
-    let all = repo.snapshots()?;
+    let all = repo.snapshots_noting(&mut Vec::new())?;
     let manifest = &snapshot.manifest;
     let output = &context.output;
     if output.json {

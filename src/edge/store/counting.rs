@@ -171,6 +171,10 @@ impl<S: Store> Store for CountingStore<S> {
         self.inner.sweep()
     }
 
+    fn set_conditional(&self, conditional: bool) {
+        self.inner.set_conditional(conditional);
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -122,6 +122,10 @@ impl<S: Store> LimitedStore<S> {
 }
 
 impl<S: Store> Store for LimitedStore<S> {
+    fn set_conditional(&self, conditional: bool) {
+        self.inner.set_conditional(conditional);
+    }
+
     fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
         if let Some(limiter) = &self.limits.upload {
             limiter.pass("writing", key, body.len() as u64)?;

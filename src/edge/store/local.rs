@@ -16,6 +16,7 @@ use rustix::io::{Errno, retry_on_intr};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Directories that every repository has. `config` doubles as the mark that the repository is there (and mounted).
@@ -52,7 +53,7 @@ const BAD_DISK_HINT: &str =
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
-    conditional: bool,
+    conditional: AtomicBool,
 }
 
 impl LocalStore {
@@ -62,7 +63,7 @@ impl LocalStore {
     pub fn new(root: impl Into<PathBuf>, conditional: bool) -> LocalStore {
         LocalStore {
             root: root.into(),
-            conditional,
+            conditional: AtomicBool::new(conditional),
         }
     }
 
@@ -89,6 +90,10 @@ impl LocalStore {
             }
         }
         Ok(removed)
+    }
+
+    fn is_conditional(&self) -> bool {
+        self.conditional.load(Ordering::Acquire)
     }
 
     fn path(&self, key: &StoreKey) -> PathBuf {
@@ -224,11 +229,13 @@ impl LocalStore {
         match rustix::fs::renameat_with(CWD, tmp, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Created::New),
             Err(Errno::EXIST) => Ok(Created::Exists),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !self.conditional => match rustix::fs::lstat(path) {
-                Ok(_) => Ok(Created::Exists),
-                Err(Errno::NOENT) => rustix::fs::rename(tmp, path).map(|()| Created::New),
-                Err(errno) => Err(errno),
-            },
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !self.is_conditional() => {
+                match rustix::fs::lstat(path) {
+                    Ok(_) => Ok(Created::Exists),
+                    Err(Errno::NOENT) => rustix::fs::rename(tmp, path).map(|()| Created::New),
+                    Err(errno) => Err(errno),
+                }
+            }
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Err(link_errno),
             Err(errno) => Err(errno),
         }
@@ -360,7 +367,7 @@ impl Store for LocalStore {
         created.map_err(|errno| match errno {
             Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL if self.is_there() => failed(errno).with_hint(
                 "this file system can create files neither by link nor by exclusive rename; \
-                     it can only be used by a single writer, with conditional creation switched off",
+                     make the repository anew here, then larder does without, or use another place",
             ),
             errno => failed(errno),
         })
@@ -520,9 +527,11 @@ impl Store for LocalStore {
     fn probe(&self) -> Result<Abilities, StoreError> {
         let key = probe_key()?;
         let body = Bytes::from_static(b"probe");
-        let twice = self
+        // Not strict: a file system that creates neither by link nor by exclusive rename is to be found out, not refused.
+        let lenient = LocalStore::new(&self.root, false);
+        let twice = lenient
             .create(&key, body.clone())
-            .and_then(|first| Ok((first, self.create(&key, body.clone())?)));
+            .and_then(|first| Ok((first, lenient.create(&key, body.clone())?)));
         let mut listed = false;
         let prefix = Prefix::new(key.as_str()).expect("a key is a prefix");
         let listing = self.list(&prefix, &mut |row| {
@@ -531,7 +540,7 @@ impl Store for LocalStore {
         self.remove(&[key])?;
         listing?;
         // Without exclusive creation the second one still sees the first; what counts is how it is done.
-        let conditional_create = twice? == (Created::New, Created::Exists) && (self.conditional || self.can_link()?);
+        let conditional_create = twice? == (Created::New, Created::Exists) && self.can_link()?;
         Ok(Abilities {
             conditional_create,
             verifies_checksums: false,
@@ -541,6 +550,10 @@ impl Store for LocalStore {
 
     fn sweep(&self) -> Result<u64, StoreError> {
         self.sweep_tmp()
+    }
+
+    fn set_conditional(&self, conditional: bool) {
+        self.conditional.store(conditional, Ordering::Release);
     }
 
     fn location(&self) -> String {

@@ -145,6 +145,9 @@ impl Store for MemoryStore {
         })
     }
 
+    /// Creating never depends on it here.
+    fn set_conditional(&self, _conditional: bool) {}
+
     fn location(&self) -> String {
         "memory".to_string()
     }

@@ -195,6 +195,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn sweep(&self) -> Result<u64, StoreError> {
         Ok(0)
     }
+    /// Says whether creating may rest on the store's own "create if absent": what `probe` found when the repository was made,
+    /// and its configuration says since. Without it, creating looks first and compares afterwards.
+    fn set_conditional(&self, conditional: bool);
     /// How the user addressed it, without secrets.
     fn location(&self) -> String;
     /// Where exact ranges leak nothing and cost nothing (local disks): reads need not be aligned.
@@ -245,6 +248,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     }
     fn sweep(&self) -> Result<u64, StoreError> {
         (**self).sweep()
+    }
+    fn set_conditional(&self, conditional: bool) {
+        (**self).set_conditional(conditional)
     }
     fn location(&self) -> String {
         (**self).location()

@@ -374,6 +374,10 @@ impl<S: Store> Store for RetryStore<S> {
         self.inner.sweep()
     }
 
+    fn set_conditional(&self, conditional: bool) {
+        self.inner.set_conditional(conditional);
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }
@@ -506,6 +510,10 @@ mod tests {
         fn probe(&self) -> Result<Abilities, StoreError> {
             self.store.probe()
         }
+        fn set_conditional(&self, conditional: bool) {
+            self.store.set_conditional(conditional);
+        }
+
         fn location(&self) -> String {
             "faulty".to_string()
         }
@@ -721,6 +729,10 @@ mod tests {
         fn probe(&self) -> Result<Abilities, StoreError> {
             self.0.probe()
         }
+        fn set_conditional(&self, conditional: bool) {
+            self.0.set_conditional(conditional);
+        }
+
         fn location(&self) -> String {
             self.0.location()
         }

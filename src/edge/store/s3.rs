@@ -36,7 +36,7 @@ use parking_lot::{Condvar, Mutex};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ pub struct S3Store {
     /// Plain http: payloads are signed, nothing else protects them.
     sign_payload: bool,
     checksum: Checksum,
-    conditional: bool,
+    conditional: AtomicBool,
     stall_timeout: Duration,
     limits: Limits,
     gate: Gate,
@@ -390,7 +390,7 @@ impl S3Store {
             location,
             sign_payload: plain,
             checksum: options.checksum,
-            conditional: options.conditional,
+            conditional: AtomicBool::new(options.conditional),
             stall_timeout: options.stall_timeout,
             limits: options.limits(),
             gate: Gate::new(options.connections),
@@ -961,7 +961,7 @@ impl Store for S3Store {
             return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("too large for one object"));
         }
         let length = body.len() as u64;
-        if !self.conditional {
+        if !self.conditional.load(Relaxed) {
             return self.create_unconditionally(key, body);
         }
         let sum = self.sum(&body);
@@ -1102,6 +1102,10 @@ impl Store for S3Store {
             Err(error) if error.class != Failure::Denied => result.and(Err(error)),
             _ => result,
         }
+    }
+
+    fn set_conditional(&self, conditional: bool) {
+        self.conditional.store(conditional, Relaxed);
     }
 
     fn location(&self) -> String {

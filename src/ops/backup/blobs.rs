@@ -1,5 +1,7 @@
 //! From plaintext to packs: hash, ask, compress, seal. One [`BlobWorker`] for each thread, with its own reused buffers.
 
+use crate::ops::Progress;
+use crate::pure::base::with_causes;
 use crate::pure::compress::Compressor;
 use crate::pure::crypto::KeyRing;
 use crate::pure::format::blob::{BlobType, Codec};
@@ -9,7 +11,7 @@ use crate::pure::tree::build::NodeSink;
 use crate::pure::tree::list::ListSink;
 use crate::repo::RepoError;
 use crate::repo::error::object_error;
-use crate::repo::index::{IndexError, LocalIndex, NodeCache};
+use crate::repo::index::{LocalIndex, NodeCache};
 use crate::repo::pack_writer::{Claim, CurrentWriter, PackWriter};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -111,6 +113,7 @@ pub struct NodeWriter<'a> {
     pub inner: Vec<ChunkId>,
     /// Nodes that were not in the parent go here: the next run compares with them.
     cache: &'a NodeCache,
+    progress: &'a Progress,
     fresh: Vec<(ChunkId, Vec<u8>)>,
     fresh_bytes: usize,
 }
@@ -122,6 +125,7 @@ impl<'a> NodeWriter<'a> {
         worker: BlobWorker<'a>,
         parent_nodes: Arc<Mutex<HashSet<ChunkId>>>,
         cache: &'a NodeCache,
+        progress: &'a Progress,
     ) -> NodeWriter<'a> {
         NodeWriter {
             index,
@@ -129,22 +133,26 @@ impl<'a> NodeWriter<'a> {
             parent_nodes,
             inner: Vec::new(),
             cache,
+            progress,
             fresh: Vec::new(),
             fresh_bytes: 0,
         }
     }
 
-    /// Hands the new nodes to the local cache. Call it before they are published.
-    ///
-    /// # Errors
-    /// When the cache cannot be written.
-    pub fn flush(&mut self) -> Result<(), RepoError> {
+    /// Hands the new nodes to the local cache. Call it before they are published. A cache that cannot be written (a full
+    /// disk) is noted and costs time in the next run, not this one.
+    pub fn flush(&mut self) {
         self.fresh_bytes = 0;
         let fresh = std::mem::take(&mut self.fresh);
-        self.cache
-            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())))
-            .map_err(IndexError::from)?;
-        Ok(())
+        let kept = self
+            .cache
+            .put_many(fresh.iter().map(|(id, node)| (id, node.as_slice())));
+        if let Err(error) = kept {
+            self.progress.note(format!(
+                "tree nodes are not kept on this machine any more, so the next run takes longer: {}",
+                with_causes(&error)
+            ));
+        }
     }
 }
 
@@ -155,14 +163,15 @@ impl NodeSink for NodeWriter<'_> {
         if level > 0 {
             self.inner.push(id);
         }
-        if self.parent_nodes.lock().contains(&id) && !self.index.has_absent()? {
+        // An index that cannot tell whether packs are absent costs storing the node again.
+        if self.parent_nodes.lock().contains(&id) && !self.index.has_absent().unwrap_or(true) {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;
         self.fresh_bytes += node.len();
         self.fresh.push((id, node));
         if self.fresh_bytes >= FRESH_BYTES_MAX {
-            self.flush()?;
+            self.flush();
         }
         Ok(id)
     }

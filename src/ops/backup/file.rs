@@ -56,6 +56,7 @@ pub struct ChunkTask {
     raw: Vec<u8>,
     file: Arc<FileInProgress>,
     index: usize,
+    is_done: bool,
 }
 
 /// A file whose chunks are being stored, maybe by several workers.
@@ -177,6 +178,7 @@ impl<'s, 'a> FileWriter<'s, 'a> {
                 raw,
                 file: self.file.clone(),
                 index,
+                is_done: false,
             };
             match self.shared.offers.try_send(task) {
                 Ok(()) => {}
@@ -207,11 +209,16 @@ impl FileInProgress {
         })
     }
 
-    fn one_done(&self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+    /// Counts one part as done; returns what has to be finished if it was the last.
+    fn take_end(&self) -> Option<FileEnd> {
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
+            return None;
         }
-        let Some(end) = self.end.lock().take() else { return };
+        self.end.lock().take()
+    }
+
+    fn one_done(&self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+        let Some(end) = self.take_end() else { return };
         let outcome = match self.failure.lock().take() {
             Some(error) => Err(error),
             None => finish_entry(end.entry, &end.path, &self.pieces.lock(), shared, worker),
@@ -222,7 +229,7 @@ impl FileInProgress {
 
 impl ChunkTask {
     /// Stores the chunk.
-    pub fn run(self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+    pub fn run(mut self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
         match worker.data(&self.raw) {
             Ok(piece) => self.file.pieces.lock()[self.index] = piece,
             Err(error) => {
@@ -233,8 +240,24 @@ impl ChunkTask {
             .progress
             .bytes
             .fetch_add(self.raw.len() as u64, Ordering::Relaxed);
-        shared.buffers.lock().push(self.raw);
+        shared.buffers.lock().push(std::mem::take(&mut self.raw));
+        self.is_done = true;
         self.file.one_done(shared, worker);
+    }
+}
+
+impl Drop for ChunkTask {
+    /// A thread that panics over a chunk, or a chunk that nobody took, must not leave the tree builder waiting for ever.
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        let lost = || RepoError::Internal("a worker thread ended before it had stored a chunk".into());
+        self.file.failure.lock().get_or_insert_with(lost);
+        if let Some(end) = self.file.take_end() {
+            let failure = self.file.failure.lock().take().unwrap_or_else(lost);
+            end.duty.fulfil(Err(failure));
+        }
     }
 }
 
@@ -287,5 +310,49 @@ pub fn encode_with(
                 .add(path.to_vec(), "limit", format!("it cannot be stored: {limit}"));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pure::base::time::FileTime;
+    use crate::pure::format::entry::Attributes;
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn a_chunk_that_nobody_stores_is_an_error_and_not_a_wait_for_ever() {
+        let file = FileInProgress::new();
+        file.outstanding.fetch_add(1, Ordering::AcqRel);
+        let task = ChunkTask {
+            raw: vec![1; 100],
+            file: file.clone(),
+            index: 0,
+            is_done: false,
+        };
+        let (reply, waiting) = bounded(1);
+        let entry = Entry {
+            kind: EntryKind::Dir,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: FileTime { seconds: 0, nanos: 0 },
+            ctime: FileTime { seconds: 0, nanos: 0 },
+            ino: 0,
+            attributes: Attributes::default(),
+        };
+        let path = b"file".to_vec();
+        let gate = Gate::new(None);
+        let duty = Duty::new(reply, gate.enter(0, 0).unwrap());
+        *file.end.lock() = Some(FileEnd { entry, path, duty });
+        // The reader of the file is done; the thread that had the chunk is unwound.
+        assert!(file.take_end().is_none());
+        let unwound = std::thread::spawn(move || {
+            let _task = task;
+            panic!("on purpose");
+        });
+        assert!(unwound.join().is_err());
+        assert!(matches!(waiting.try_recv(), Ok(Err(RepoError::Internal(_)))));
+        assert!(!gate.is_busy());
     }
 }

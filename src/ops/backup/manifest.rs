@@ -3,7 +3,6 @@
 use super::Problems;
 use super::plan::Counts;
 use crate::edge::{accounts, host};
-use crate::ops::OpError;
 use crate::pure::base::Timestamp;
 use crate::pure::format::manifest::{Hint, Manifest, Root, RootKind, Source};
 use crate::pure::format::name::PackKind;
@@ -42,7 +41,7 @@ impl Draft<'_> {
         resume: Option<Vec<u8>>,
         inner: &[ChunkId],
         written: &WriterCounts,
-    ) -> Result<Manifest, OpError> {
+    ) -> Manifest {
         let (problems_total, mut problems) = self.problems.so_far();
         problems.sort_by(|a, b| a.path.cmp(&b.path));
         let roots: Vec<Root> = self
@@ -71,7 +70,7 @@ impl Draft<'_> {
         stats.packs_uploaded = written.packs_uploaded.load(Ordering::Relaxed);
         stats.requests = self.repo.store.requests();
         let owners = self.counts.owners.lock();
-        Ok(Manifest {
+        Manifest {
             source: Source {
                 id: self.source,
                 kind: self.kind as u64,
@@ -81,7 +80,7 @@ impl Draft<'_> {
             },
             start: self.start,
             end: host::now(),
-            hints: hints(self.repo, &roots, inner)?,
+            hints: hints(self.repo, &roots, inner),
             roots,
             tags,
             parents: parents.to_vec(),
@@ -93,19 +92,20 @@ impl Draft<'_> {
             resume,
             tool: concat!("larder ", env!("CARGO_PKG_VERSION")).into(),
             options_digest: None,
-        })
+        }
     }
 }
 
-/// Where the roots and the inner nodes lie, so that one file is found without asking the index for them.
-fn hints(repo: &Repo, roots: &[Root], inner: &[ChunkId]) -> Result<Vec<Hint>, OpError> {
+/// Where the roots and the inner nodes lie, so that one file is found without asking the index for them. Without them it
+/// takes longer, so a local index that fails is no reason to fail.
+fn hints(repo: &Repo, roots: &[Root], inner: &[ChunkId]) -> Vec<Hint> {
     let mut wanted: Vec<ChunkId> = roots.iter().map(|root| root.node).collect();
     // The last inner nodes are the highest.
     wanted.extend(inner.iter().rev().take(HINTS_MAX));
     wanted.sort_unstable();
     wanted.dedup();
-    let places = repo.index.find_many(&wanted)?;
-    Ok(wanted
+    let places = repo.index.find_many(&wanted).unwrap_or_default();
+    wanted
         .into_iter()
         .zip(places)
         .filter_map(|(node, place)| {
@@ -120,5 +120,5 @@ fn hints(repo: &Repo, roots: &[Root], inner: &[ChunkId]) -> Result<Vec<Hint>, Op
                 node,
             })
         })
-        .collect())
+        .collect()
 }

@@ -46,8 +46,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Source problems named in the manifest.
+/// Source problems named in the manifest …
 const PROBLEMS_MAX: usize = 1000;
+/// … with this much text in all: a manifest must stay far below its 16 MiB, whatever paths somebody makes up.
+const PROBLEM_BYTES_MAX: usize = 1 << 20;
+/// Longest path and longest text of one problem, bytes.
+const PROBLEM_PATH_MAX: usize = 4096;
+const PROBLEM_TEXT_MAX: usize = 1024;
 /// Entries that may wait between planner and tree builder.
 const ORDER_MAX: usize = 1024;
 /// How often this thread looks at the session's duties, and whether somebody wants a stop.
@@ -151,25 +156,40 @@ pub fn source_id(repo: &Repo, host: &str, label: &str) -> Result<SourceId, RepoE
 /// Problems met on the way, from any thread.
 #[derive(Default)]
 pub(crate) struct Problems {
-    inner: Mutex<(u64, Vec<SourceProblem>)>,
+    inner: Mutex<ProblemList>,
+}
+
+#[derive(Default)]
+struct ProblemList {
+    total: u64,
+    bytes: usize,
+    named: Vec<SourceProblem>,
 }
 
 impl Problems {
-    pub(crate) fn add(&self, path: Vec<u8>, code: impl Into<String>, text: impl Into<String>) {
+    pub(crate) fn add(&self, mut path: Vec<u8>, code: impl Into<String>, text: impl Into<String>) {
+        let (code, mut text) = (code.into(), text.into());
+        if path.len() > PROBLEM_PATH_MAX {
+            path.truncate(PROBLEM_PATH_MAX);
+            path.extend_from_slice("…".as_bytes());
+        }
+        if text.len() > PROBLEM_TEXT_MAX {
+            text.truncate(text.floor_char_boundary(PROBLEM_TEXT_MAX));
+            text.push('…');
+        }
         let mut inner = self.inner.lock();
-        inner.0 += 1;
-        if inner.1.len() < PROBLEMS_MAX {
-            inner.1.push(SourceProblem {
-                path,
-                code: code.into(),
-                text: text.into(),
-            });
+        inner.total += 1;
+        let bytes = path.len() + code.len() + text.len();
+        if inner.named.len() < PROBLEMS_MAX && inner.bytes + bytes <= PROBLEM_BYTES_MAX {
+            inner.bytes += bytes;
+            inner.named.push(SourceProblem { path, code, text });
         }
     }
 
     /// Returns how many there were and the first of them.
     pub(crate) fn so_far(&self) -> (u64, Vec<SourceProblem>) {
-        self.inner.lock().clone()
+        let list = self.inner.lock();
+        (list.total, list.named.clone())
     }
 }
 
@@ -276,6 +296,7 @@ fn publish(
         flags: if incomplete { flag::ERRORS } else { 0 },
     };
     let published = session.publish(durable, &manifest, &label)?;
+    report.notes.extend(published.notes);
     report.stats = manifest.stats;
     report.stats.bytes_stored = published.bytes_stored;
     report.stats.requests = repo.store.requests();
@@ -300,7 +321,10 @@ fn describe(history: &HistoryState) -> Vec<String> {
         .broken
         .iter()
         .map(|(name, error)| format!("{name} cannot be used: {}", super::check::chain(error)));
-    broken.chain(history.forks.iter().cloned()).collect()
+    broken
+        .chain(history.forks.iter().cloned())
+        .chain(history.notes.iter().cloned())
+        .collect()
 }
 
 fn describe_absent(packs: &[String]) -> Option<String> {
@@ -323,18 +347,14 @@ fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resu
         ParentChoice::Given(session) => return Ok(repo.snapshot(session).ok().into_iter().collect()),
         ParentChoice::Newest => {}
     }
-    let mut known = repo.index.outcomes()?;
+    let mut known: Vec<KnownOutcome> = repo.outcomes_by_age()?.into_iter().map(|aged| aged.outcome).collect();
     known.retain(|known| known.mark == Mark::None && known.source.as_ref() == Some(source));
-    let age = |known: &KnownOutcome| (known.created, known.session);
-    let of_kind = |kind| known.iter().filter(move |known| known.kind == kind);
-    let whole = of_kind(OutcomeKind::Commit).max_by_key(|known| age(known));
+    let whole = known.iter().rposition(|known| known.kind == OutcomeKind::Commit);
     // A complete snapshot has all that the checkpoints before it had.
-    let mut newer: Vec<&KnownOutcome> = of_kind(OutcomeKind::Checkpoint)
-        .filter(|checkpoint| whole.is_none_or(|whole| age(checkpoint) > age(whole)))
-        .collect();
-    newer.sort_by_key(|known| age(known));
+    let newer = known[whole.map_or(0, |whole| whole + 1)..]
+        .iter()
+        .filter(|known| known.kind == OutcomeKind::Checkpoint);
     let checkpoints: Vec<Snapshot> = newer
-        .into_iter()
         .rev()
         .filter_map(|known| repo.snapshot(&known.session).ok())
         .collect();
@@ -343,7 +363,7 @@ fn choose_parents(repo: &Repo, source: &SourceId, choice: &ParentChoice) -> Resu
     let largest = checkpoints.iter().rev().max_by_key(size);
     let mut parents: Vec<Snapshot> = checkpoints.first().into_iter().chain(largest).cloned().collect();
     parents.dedup_by_key(|parent| parent.id);
-    parents.extend(whole.and_then(|whole| repo.snapshot(&whole.session).ok()));
+    parents.extend(whole.and_then(|whole| repo.snapshot(&known[whole].session).ok()));
     Ok(parents)
 }
 
@@ -466,15 +486,16 @@ impl Pass<'_> {
         let writer = session.current_writer();
         let alive = AtomicUsize::new(threads + 1);
         let built: Result<_, OpError> = std::thread::scope(|scope| {
+            let mut workers = Vec::with_capacity(threads);
             for _ in 0..threads {
                 let (jobs, chunk_tasks) = (jobs.clone(), chunk_tasks.clone());
                 let (shared, problems, writer, alive) = (&shared, &problems, &*writer, &alive);
                 let stream_reading = &counts.bytes_read;
-                scope.spawn(move || {
+                workers.push(scope.spawn(move || {
                     let _alive = Alive(alive);
                     let worker = BlobWorker::new(&repo.keys, writer, level);
                     work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
-                });
+                }));
             }
             drop(chunk_tasks);
             drop(jobs);
@@ -501,7 +522,7 @@ impl Pass<'_> {
                 session,
                 shared: &shared,
                 draft: &draft,
-                nodes: NodeWriter::new(&repo.index, worker, parent_nodes, &repo.nodes),
+                nodes: NodeWriter::new(&repo.index, worker, parent_nodes, &repo.nodes, progress),
                 trees: Vec::new(),
                 builder: None,
                 last_key: None,
@@ -524,8 +545,12 @@ impl Pass<'_> {
             if planner.join().is_err() {
                 result = Err(RepoError::Internal("the planning thread panicked".into()).into());
             }
+            let panicked = workers.into_iter().filter_map(|worker| worker.join().err()).count();
+            if panicked > 0 {
+                result = Err(RepoError::Internal(format!("{panicked} worker threads panicked")).into());
+            }
             result?;
-            assembly.nodes.flush()?;
+            assembly.nodes.flush();
             Ok((assembly.trees, assembly.nodes.inner))
         });
         if !matches!(built, Err(OpError::Interrupted))
@@ -539,7 +564,7 @@ impl Pass<'_> {
         }
         let durable = session.make_durable()?;
         let parents = session.parents().to_vec();
-        let manifest = draft.manifest(&trees, &parents, None, &inner, session.writer().counts())?;
+        let manifest = draft.manifest(&trees, &parents, None, &inner, session.writer().counts());
         Ok(Some((durable, manifest)))
     }
 }
@@ -682,13 +707,13 @@ impl Assembly<'_, '_> {
     }
 
     fn publish_so_far(&mut self, trees: &[Option<BuiltTree>], resume: Option<Vec<u8>>) -> Result<(), OpError> {
-        self.nodes.flush()?;
+        self.nodes.flush();
         let (draft, inner) = (self.draft, &self.nodes.inner);
         let parents = self.session.parents().to_vec();
         let ended = self
             .session
             .checkpoint(draft.source, flags(draft.problems), |written| {
-                draft.manifest(trees, &parents, resume, inner, written)
+                Ok::<_, RepoError>(draft.manifest(trees, &parents, resume, inner, written))
             })?;
         self.checkpoints.push(ended);
         Ok(())
@@ -702,4 +727,32 @@ fn flags(problems: &Problems) -> u64 {
 /// Whether an entry is a regular file.
 pub(crate) fn is_file(kind: &EntryKind) -> bool {
     matches!(kind, EntryKind::File { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_do_not_outgrow_the_manifest_however_long_their_paths_are() {
+        let problems = Problems::default();
+        for number in 0..2000 {
+            problems.add(
+                vec![b'x'; 60_000],
+                "changed",
+                format!("{number} {}", "ä".repeat(40_000)),
+            );
+        }
+        let (total, named) = problems.so_far();
+        assert_eq!(total, 2000);
+        assert!(named.len() > 100);
+        let bytes: usize = named
+            .iter()
+            .map(|problem| problem.path.len() + problem.text.len())
+            .sum();
+        assert!(bytes <= PROBLEM_BYTES_MAX, "{bytes}");
+        let problems = Problems::default();
+        problems.add(b"/short".to_vec(), "changed", "text");
+        assert_eq!(problems.so_far().1[0].path, b"/short");
+    }
 }

@@ -143,8 +143,10 @@ impl NodeSource for NotingReader<'_, '_> {
 
 /// What the parents say about an entry.
 enum Before {
+    /// It was not there.
     Unknown,
     Changed,
+    /// The value that it has in a parent.
     Unchanged(Vec<u8>),
 }
 
@@ -153,26 +155,24 @@ struct ParentTree<'a, 'r> {
     snapshot: SessionId,
     walk: TreeWalk,
     nodes: NotingReader<'a, 'r>,
-    next: Option<(Vec<u8>, Vec<u8>)>,
     /// Nothing that claims to have changed after this can be trusted (clocks that ran ahead).
     end: i128,
 }
 
 impl ParentTree<'_, '_> {
     /// Returns the parent's value for a key. Keys must ascend from call to call.
-    fn value(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, RepoError> {
-        while let Some((found, _)) = &self.next {
-            match found.as_slice().cmp(key) {
-                std::cmp::Ordering::Less => self.next = self.walk.next(&mut self.nodes)?,
-                std::cmp::Ordering::Equal => {
-                    let (_, value) = self.next.take().expect("the loop condition saw it");
-                    self.next = self.walk.next(&mut self.nodes)?;
-                    return Ok(Some(value));
+    fn value(&mut self, key: &[u8]) -> Result<Option<&[u8]>, RepoError> {
+        while let Some((found, _)) = self.walk.peek_ref(&mut self.nodes)? {
+            match found.cmp(key) {
+                std::cmp::Ordering::Less => {
+                    self.walk.next_ref(&mut self.nodes)?;
                 }
+                std::cmp::Ordering::Equal => break,
                 std::cmp::Ordering::Greater => return Ok(None),
             }
         }
-        Ok(None)
+        // It stays there until a greater key is asked for.
+        Ok(self.walk.peek_ref(&mut self.nodes)?.map(|(_, value)| value))
     }
 }
 
@@ -241,7 +241,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     }
 
     /// Opens this root's tree in every parent that has it.
-    fn parent_trees(&self, path: &[u8]) -> Result<Vec<ParentTree<'a, 'r>>, OpError> {
+    fn parent_trees(&self, path: &[u8]) -> Vec<ParentTree<'a, 'r>> {
         let mut trees = Vec::new();
         for parent in self.parents {
             let manifest = &parent.snapshot.manifest;
@@ -249,25 +249,17 @@ impl<'a, 'r> Planner<'a, 'r> {
             let Some(root) = manifest.roots.iter().find(is_same) else {
                 continue;
             };
-            let mut tree = ParentTree {
+            trees.push(ParentTree {
                 snapshot: parent.snapshot.id,
                 walk: TreeWalk::new(root.node, root.height, &[]),
                 nodes: NotingReader {
                     nodes: TreeReader::new(&parent.reader),
                     seen: self.parent_nodes.clone(),
                 },
-                next: None,
                 end: i128::from(manifest.end.0),
-            };
-            match tree.walk.next(&mut tree.nodes) {
-                Ok(first) => {
-                    tree.next = first;
-                    trees.push(tree);
-                }
-                Err(error) => self.give_up_parent(&tree, error)?,
-            }
+            });
         }
-        Ok(trees)
+        trees
     }
 
     /// Asks the parents about an entry, one after the other. One that cannot be read is asked no more.
@@ -275,7 +267,7 @@ impl<'a, 'r> Planner<'a, 'r> {
         let mut answer = Before::Unknown;
         let mut at = 0;
         while let Some(tree) = trees.get_mut(at) {
-            match self.before_in(found, tree) {
+            match self.compare(found, tree) {
                 Ok(Before::Unknown) => at += 1,
                 Ok(Before::Changed) => {
                     answer = Before::Changed;
@@ -290,22 +282,11 @@ impl<'a, 'r> Planner<'a, 'r> {
         Ok(answer)
     }
 
-    fn before_in(&self, found: &Found, tree: &mut ParentTree<'a, 'r>) -> Result<Before, RepoError> {
-        let Some(value) = tree.value(&found.key)? else {
-            return Ok(Before::Unknown);
-        };
-        Ok(if self.unchanged(found, &value, tree)? {
-            Before::Unchanged(value)
-        } else {
-            Before::Changed
-        })
-    }
-
     fn root(&self, path: &[u8], mut walk: FileWalk, jobs: &Sender<Job>, order: &Sender<Slot>) -> Result<(), OpError> {
         let gone = |_| OpError::Interrupted;
         order.send(Slot::RootStart).map_err(gone)?;
         let root_path: Arc<[u8]> = path.into();
-        let mut parents = self.parent_trees(path)?;
+        let mut parents = self.parent_trees(path);
         let mut ready: Vec<(Vec<u8>, Vec<u8>, u64)> = Vec::new();
         while let Some(event) = walk.next() {
             if self.progress.is_cancelled() {
@@ -405,10 +386,14 @@ impl<'a, 'r> Planner<'a, 'r> {
         }
     }
 
-    /// Whether the parent's entry still describes what is there, content included. The change time is set by the kernel
-    /// on every edit and cannot be set by users; files are read only after it has settled (see `source::files::read`),
-    /// so equal times mean equal content (catalogue E7).
-    fn unchanged(&self, found: &Found, value: &[u8], tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
+    /// Says whether the parent's entry still describes what is there, content included. The change time is set by the kernel on
+    /// every edit and cannot be set by users; files are read only after it has settled (see `source::files::read`), so equal
+    /// times mean equal content (catalogue E7).
+    fn compare(&self, found: &Found, tree: &mut ParentTree<'_, '_>) -> Result<Before, RepoError> {
+        let end = tree.end;
+        let Some(value) = tree.value(&found.key)? else {
+            return Ok(Before::Unknown);
+        };
         let before = Entry::decode(value)?;
         let (now, stat) = (&found.entry, &found.stat);
         let changed_at = i128::from(stat.ctime.seconds) * 1_000_000_000 + i128::from(stat.ctime.nanos);
@@ -429,19 +414,24 @@ impl<'a, 'r> Planner<'a, 'r> {
             || now.attributes.hard_link != before.attributes.hard_link
             || before.attributes.changed_while_read
             || before.attributes.incomplete.is_some()
-            || changed_at > tree.end
+            || changed_at > end
         {
-            return Ok(false);
+            return Ok(Before::Changed);
         }
-        self.content_is_there(&before, tree)
+        let value = value.to_vec();
+        match self.content_is_there(&before, tree)? {
+            true => Ok(Before::Unchanged(value)),
+            false => Ok(Before::Changed),
+        }
     }
 
     /// A file is read again when a chunk of it was declared lost, or lay in a pack that is known to be absent and nowhere else:
     /// this heals every snapshot that has the file. As long as no such thing is known, nothing is looked up here.
     fn content_is_there(&self, entry: &Entry, tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
         let index = &*self.repo.index;
-        let any_absent = index.has_absent()?;
-        if !any_absent && !index.has_lost()? {
+        // An index that cannot tell is no reason to fail: the file is read again.
+        let any_absent = index.has_absent().unwrap_or(true);
+        if !any_absent && !index.has_lost() {
             return Ok(true);
         }
         let contents = entry.content().map(|content| (content, entry.size()));
@@ -456,7 +446,7 @@ impl<'a, 'r> Planner<'a, 'r> {
         let mut missing = false;
         for (content, size) in contents.into_iter().chain(outline) {
             for_each_piece(content, size, 0..size, &mut lists, &mut |_, piece| {
-                missing |= piece.id != ChunkId::HOLE && is_missing(index, any_absent, &piece.id)?;
+                missing |= piece.id != ChunkId::HOLE && is_missing(index, any_absent, &piece.id);
                 Ok::<(), RepoError>(())
             })?;
         }
@@ -464,8 +454,9 @@ impl<'a, 'r> Planner<'a, 'r> {
     }
 }
 
-fn is_missing(index: &LocalIndex, any_absent: bool, id: &ChunkId) -> Result<bool, RepoError> {
-    Ok(index.is_lost(id)? || (any_absent && index.find(id)?.is_none()))
+fn is_missing(index: &LocalIndex, any_absent: bool, id: &ChunkId) -> bool {
+    let is_lost = index.has_lost() && index.is_lost(id).unwrap_or(true);
+    is_lost || (any_absent && !matches!(index.find(id), Ok(Some(_))))
 }
 
 /// Reads list nodes, and notes whether the repository lacks one: the local cache may still have it.
@@ -479,7 +470,7 @@ struct CheckedLists<'n, 'a, 'r> {
 impl ListSource for CheckedLists<'_, '_, '_> {
     type Error = RepoError;
     fn list_node(&mut self, id: &ChunkId) -> Result<Vec<u8>, RepoError> {
-        self.missing |= is_missing(self.index, self.any_absent, id)?;
+        self.missing |= is_missing(self.index, self.any_absent, id);
         self.nodes.list_node(id)
     }
 }
@@ -537,7 +528,7 @@ pub fn dry_run(
     if let Some(error) = failure {
         return Err(error);
     }
-    let (total, problems) = std::mem::take(&mut *problems.inner.lock());
+    let (total, problems) = problems.so_far();
     report.stats = Stats {
         bytes_read: read,
         ..counts.stats()

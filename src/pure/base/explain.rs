@@ -56,3 +56,15 @@ pub trait Explain: std::error::Error {
         None
     }
 }
+
+/// Returns the text of an error with everything below it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -5,5 +5,5 @@ pub mod memory;
 pub mod size;
 pub mod time;
 
-pub use explain::{Explain, Kind};
+pub use explain::{Explain, Kind, with_causes};
 pub use time::Timestamp;

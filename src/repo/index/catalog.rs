@@ -13,6 +13,7 @@ use crate::pure::format::run::{RunChunk, RunContent, RunDelta, RunPack, StoredAs
 use crate::pure::id::{ChunkId, KeyId, PackId, SessionId};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 
 /// Whether chunks in a pack may be referred to. The numbers are ASCII words: far enough apart that a flipped bit does not
 /// turn one into another.
@@ -306,26 +307,31 @@ impl LocalIndex {
         })
     }
 
-    /// Forgets every imported run that is not in `valid`. Packs that no valid run describes are gone from then on.
+    /// Forgets the runs of `known` that are not in `valid`. Packs that no valid run describes are gone from then on.
     /// Returns how many runs were forgotten. Runs of own sessions that have not ended stay.
+    ///
+    /// `known` is what [`Self::known_runs`] returned before the repository was asked what is valid: a run that another
+    /// process has taken in since is not in that answer and is valid all the same.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn retain_runs(&self, valid: &HashSet<String>) -> Result<usize, IndexError> {
-        if self.known_runs()?.is_subset(valid) {
+    pub fn retain_runs(&self, known: &HashSet<String>, valid: &HashSet<String>) -> Result<usize, IndexError> {
+        if known.is_subset(valid) {
             return Ok(0);
         }
         self.write(|connection| {
-            let mut statement = connection.prepare_cached("SELECT h, name FROM run WHERE state IN (?1, ?2)")?;
+            let mut statement = connection.prepare_cached("SELECT h, name, state FROM run WHERE state IN (?1, ?2)")?;
             let runs = statement
                 .query_map([IMPORTED, IMPORTING], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
                 })?
                 .collect::<Result<Vec<_>, _>>()?;
             let mut forgotten = 0;
-            for (run, _) in runs.into_iter().filter(|(_, name)| !valid.contains(name)) {
-                forget_run(connection, run)?;
-                forgotten += 1;
+            for (run, name, state) in runs {
+                if !valid.contains(&name) && (known.contains(&name) || state == IMPORTING) {
+                    forget_run(connection, run)?;
+                    forgotten += 1;
+                }
             }
             Ok(forgotten)
         })
@@ -398,19 +404,30 @@ impl LocalIndex {
     }
 
     /// Hands packs that a dead session left unlisted to a session that will list them. Returns those that were handed
-    /// over: not condemned, not listed by now.
+    /// over: not condemned, not listed by now, not handed to another session before.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn adopt_packs(&self, packs: &[PackId], session: &SessionId) -> Result<Vec<PackId>, IndexError> {
+    pub fn adopt_packs(
+        &self,
+        packs: &[PackId],
+        dead: &SessionId,
+        session: &SessionId,
+    ) -> Result<Vec<PackId>, IndexError> {
         self.write(|connection| {
             let mut statement = connection.prepare_cached(
-                "UPDATE pack SET owner = ?2 WHERE id = ?1 AND state = ?3 AND owner IS NOT NULL
+                "UPDATE pack SET owner = ?2 WHERE id = ?1 AND state = ?3 AND owner = ?4
                  AND NOT EXISTS (SELECT 1 FROM run_pack WHERE run_pack.pack = pack.h)",
             )?;
             let mut adopted = Vec::new();
             for pack in packs {
-                if statement.execute(params![pack.as_bytes(), session.as_bytes(), PackState::Mine as i64])? > 0 {
+                let changed = statement.execute(params![
+                    pack.as_bytes(),
+                    session.as_bytes(),
+                    PackState::Mine as i64,
+                    dead.as_bytes()
+                ])?;
+                if changed > 0 {
                     adopted.push(*pack);
                 }
             }
@@ -551,17 +568,24 @@ impl LocalIndex {
         })
     }
 
-    /// True if a condemnation has declared the chunk lost: a file that uses it has to be read again.
+    /// True if some chunk is declared lost, as of the last [`Self::look_for_lost`]. Asked for every unchanged file, so it must
+    /// not cost a transaction.
+    pub fn has_lost(&self) -> bool {
+        self.any_lost.load(Ordering::Acquire)
+    }
+
+    /// Looks whether any chunk is declared lost, by whichever process took that in.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn has_lost(&self) -> Result<bool, IndexError> {
-        self.read(|connection| {
-            let exists: i64 = connection
+    pub fn look_for_lost(&self) -> Result<(), IndexError> {
+        let exists: i64 = self.read(|connection| {
+            Ok(connection
                 .prepare_cached("SELECT EXISTS (SELECT 1 FROM lost)")?
-                .query_row([], |row| row.get(0))?;
-            Ok(exists != 0)
-        })
+                .query_row([], |row| row.get(0))?)
+        })?;
+        self.any_lost.store(exists != 0, Ordering::Release);
+        Ok(())
     }
 
     /// Whether a chunk was declared lost by a quarantine.

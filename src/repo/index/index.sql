@@ -83,7 +83,9 @@ CREATE TABLE snap (                      -- mirror of the outcomes
   kind    INTEGER NOT NULL,              -- 1 commit 2 checkpoint 3 maintenance 4 fence 5 abandon
   kid     BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
   source  BLOB, created INTEGER NOT NULL, flags INTEGER NOT NULL,
-  dropped INTEGER NOT NULL DEFAULT 0     -- 0 no, 1 yes, 2 yes but held
+  dropped INTEGER NOT NULL DEFAULT 0,    -- 0 no, 1 yes, 2 yes but held
+  accepted BLOB NOT NULL,                -- LE32 pairs: L0 runs that count, first and last; 8 bytes of check
+  start   INTEGER                        -- of the snapshot, from the manifest; NULL if there is none or it does not open
 ) WITHOUT ROWID, STRICT;
 
 CREATE TABLE snap_object (               -- the objects as stored, sealed
@@ -91,7 +93,9 @@ CREATE TABLE snap_object (               -- the objects as stored, sealed
 ) STRICT;
 
 CREATE TABLE mysession (                 -- sessions that this machine started
-  sid BLOB PRIMARY KEY, started_ns INTEGER NOT NULL, boot_id BLOB NOT NULL, pid INTEGER NOT NULL,
+  sid BLOB PRIMARY KEY, started_ns INTEGER NOT NULL,
+  machine BLOB NOT NULL,                 -- whose session it is, should this file have been copied with its machine
+  boot_id BLOB NOT NULL, pid INTEGER NOT NULL,
   state INTEGER NOT NULL,                -- 0 open, 1 ended, 2 superseded
   next_run INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID, STRICT;

@@ -87,7 +87,7 @@ impl LocalIndex {
     /// # Errors
     /// If the database fails.
     pub fn find(&self, id: &ChunkId) -> Result<Option<ChunkPlace>, IndexError> {
-        let current = self.current.read().clone();
+        let current = Arc::clone(&self.current.read());
         self.read(|connection| {
             best_copy(connection, id, &current)?
                 .map(|copy| self.place(connection, &copy))
@@ -101,7 +101,7 @@ impl LocalIndex {
     /// # Errors
     /// If the database fails.
     pub fn find_all(&self, id: &ChunkId) -> Result<Vec<ChunkPlace>, IndexError> {
-        let current = self.current.read().clone();
+        let current = Arc::clone(&self.current.read());
         let with_absent = self.has_absent()?;
         self.read(|connection| {
             let mut copies = usable_copies(connection, id, &current, Purpose::Refer)?;
@@ -121,7 +121,7 @@ impl LocalIndex {
     /// # Errors
     /// If the database fails.
     pub fn find_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>, IndexError> {
-        let current = self.current.read().clone();
+        let current = Arc::clone(&self.current.read());
         let mut order: Vec<usize> = (0..ids.len()).collect();
         // Neighbours in the table share pages.
         order.sort_unstable_by_key(|&index| ids[index]);

@@ -8,6 +8,7 @@ use crate::pure::format::outcome::OutcomeKind;
 use crate::pure::id::{KeyId, ObjectHash, PackId, SessionId, SourceId};
 use rusqlite::{OptionalExtension, params};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// What the mirror knows of one outcome without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub struct KnownOutcome {
     pub created: Timestamp,
     pub flags: u64,
     pub mark: Mark,
+    /// When the snapshot was begun; `None` if there is none, or its manifest cannot be opened with this key.
+    pub start: Option<Timestamp>,
+    /// The L0 runs of its session that count, as inclusive ranges of their numbers.
+    pub accepted: Vec<(u32, u32)>,
 }
 
 /// What drops and holds say about an outcome.
@@ -47,6 +52,8 @@ impl KnownOutcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSession {
     pub session: SessionId,
+    /// Of the machine that runs it: this one, unless the local state was copied.
+    pub machine: Vec<u8>,
     pub boot_id: Vec<u8>,
     pub pid: u32,
     pub started: Timestamp,
@@ -115,23 +122,23 @@ impl LocalIndex {
     /// Notes that this process works on a session: its packs can be referred to from now on.
     ///
     /// # Errors
-    /// If the database fails.
+    /// If the database fails. Only recovery after a crash needs the row: the session can go on.
     pub fn start_session(
         &self,
         session: &SessionId,
+        machine: &[u8],
         boot_id: &[u8],
         pid: u32,
         now: Timestamp,
     ) -> Result<(), IndexError> {
+        Arc::make_mut(&mut self.current.write()).insert(*session);
         self.write(|connection| {
             connection.execute(
-                "INSERT OR REPLACE INTO mysession VALUES (?1, ?2, ?3, ?4, 0, 0)",
-                params![session.as_bytes(), now.0, boot_id, pid],
+                "INSERT OR REPLACE INTO mysession VALUES (?1, ?2, ?3, ?4, ?5, 0, 0)",
+                params![session.as_bytes(), now.0, machine, boot_id, pid],
             )?;
             Ok(())
-        })?;
-        self.current.write().insert(*session);
-        Ok(())
+        })
     }
 
     /// Notes that an own session is over. Packs of its that no accepted run lists cannot be referred to any more, until
@@ -140,7 +147,7 @@ impl LocalIndex {
     /// # Errors
     /// If the database fails.
     pub fn end_session(&self, session: &SessionId, end: SessionEnd) -> Result<(), IndexError> {
-        self.current.write().remove(session);
+        Arc::make_mut(&mut self.current.write()).remove(session);
         self.write(|connection| {
             connection.execute(
                 "UPDATE mysession SET state = ?2 WHERE sid = ?1",
@@ -158,15 +165,16 @@ impl LocalIndex {
     pub fn open_sessions(&self) -> Result<Vec<OpenSession>, IndexError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT sid, boot_id, pid, started_ns, next_run FROM mysession WHERE state = 0 ORDER BY started_ns, sid",
+                "SELECT sid, machine, boot_id, pid, started_ns, next_run FROM mysession WHERE state = 0 ORDER BY started_ns, sid",
             )?;
             let sessions = statement.query_map([], |row| {
                 Ok(OpenSession {
                     session: SessionId(row.get(0)?),
-                    boot_id: row.get(1)?,
-                    pid: row.get(2)?,
-                    started: Timestamp(row.get(3)?),
-                    next_run: row.get(4)?,
+                    machine: row.get(1)?,
+                    boot_id: row.get(2)?,
+                    pid: row.get(3)?,
+                    started: Timestamp(row.get(4)?),
+                    next_run: row.get(5)?,
                 })
             })?;
             Ok(sessions.collect::<Result<_, _>>()?)
@@ -201,14 +209,19 @@ impl LocalIndex {
         })
     }
 
-    /// Keeps an outcome: what is known of it, and the object exactly as stored (sealed).
+    /// Keeps an outcome: what is known of it, and the object exactly as stored (sealed). One that is kept already stays
+    /// dropped if it was.
     ///
     /// # Errors
     /// If the database fails.
     pub fn put_outcome(&self, outcome: &KnownOutcome, object: &[u8]) -> Result<(), IndexError> {
         self.write(|connection| {
             connection
-                .prepare_cached("INSERT OR REPLACE INTO snap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                .prepare_cached(
+                    "INSERT INTO snap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (sid) DO UPDATE SET
+                     kind = ?2, kid = ?3, seq = ?4, hash = ?5, source = ?6, created = ?7, flags = ?8, accepted = ?10,
+                     start = ?11",
+                )?
                 .execute(params![
                     outcome.session.as_bytes(),
                     outcome.kind as i64,
@@ -218,7 +231,9 @@ impl LocalIndex {
                     outcome.source.as_ref().map(SourceId::as_bytes),
                     outcome.created.0,
                     outcome.flags as i64,
-                    outcome.mark as i64
+                    outcome.mark as i64,
+                    accepted_column(&outcome.session, &outcome.accepted),
+                    outcome.start.map(|start| start.0)
                 ])?;
             connection
                 .prepare_cached("INSERT OR REPLACE INTO snap_object (sid, object) VALUES (?1, ?2)")?
@@ -234,13 +249,14 @@ impl LocalIndex {
     pub fn outcomes(&self) -> Result<Vec<KnownOutcome>, IndexError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT sid, kind, kid, seq, hash, source, created, flags, dropped FROM snap ORDER BY created, sid",
+                "SELECT sid, kind, kid, seq, hash, source, created, flags, dropped, accepted, start FROM snap ORDER BY created, sid",
             )?;
             let mut rows = statement.query([])?;
             let mut outcomes = Vec::new();
             while let Some(row) = rows.next()? {
+                let session = SessionId(row.get(0)?);
                 outcomes.push(KnownOutcome {
-                    session: SessionId(row.get(0)?),
+                    session,
                     kind: outcome_kind(row.get(1)?)?,
                     kid: KeyId(row.get(2)?),
                     sequence: row.get::<_, i64>(3)? as u64,
@@ -249,6 +265,8 @@ impl LocalIndex {
                     created: Timestamp(row.get(6)?),
                     flags: row.get::<_, i64>(7)? as u64,
                     mark: mark_of(row.get(8)?)?,
+                    accepted: accepted_from(&session, row.get_ref(9)?.as_blob().unwrap_or_default())?,
+                    start: row.get::<_, Option<i64>>(10)?.map(Timestamp),
                 });
             }
             Ok(outcomes)
@@ -289,21 +307,13 @@ impl LocalIndex {
         })
     }
 
-    /// Forgets the outcomes that are not in `existing`. Returns those that were forgotten.
+    /// Forgets outcomes: they are not in the repository any more.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn retain_outcomes(&self, existing: &HashSet<SessionId>) -> Result<Vec<SessionId>, IndexError> {
+    pub fn forget_outcomes(&self, gone: &HashSet<SessionId>) -> Result<(), IndexError> {
         self.write(|connection| {
-            let mut statement = connection.prepare_cached("SELECT sid FROM snap")?;
-            let known = statement
-                .query_map([], |row| row.get(0).map(SessionId))?
-                .collect::<Result<Vec<_>, _>>()?;
-            let removed: Vec<_> = known
-                .into_iter()
-                .filter(|session| !existing.contains(session))
-                .collect();
-            for session in &removed {
+            for session in gone {
                 connection
                     .prepare_cached("DELETE FROM snap WHERE sid = ?1")?
                     .execute([session.as_bytes()])?;
@@ -311,7 +321,7 @@ impl LocalIndex {
                     .prepare_cached("DELETE FROM snap_object WHERE sid = ?1")?
                     .execute([session.as_bytes()])?;
             }
-            Ok(removed)
+            Ok(())
         })
     }
 
@@ -396,6 +406,44 @@ fn mark_of(number: i64) -> Result<Mark, Trouble> {
         .into_iter()
         .find(|mark| *mark as i64 == number)
         .ok_or(Trouble::Damaged("a mark is of no known kind"))
+}
+
+/// Column `accepted`: pairs of numbers, and eight bytes of check, because it decides which chunks may be referred to.
+fn accepted_column(session: &SessionId, accepted: &[(u32, u32)]) -> Vec<u8> {
+    let mut column: Vec<u8> = accepted
+        .iter()
+        .flat_map(|(first, last)| [first.to_le_bytes(), last.to_le_bytes()])
+        .flatten()
+        .collect();
+    let check = accepted_check(session, &column);
+    column.extend_from_slice(&check);
+    column
+}
+
+fn accepted_from(session: &SessionId, column: &[u8]) -> Result<Vec<(u32, u32)>, Trouble> {
+    let damaged = Trouble::Damaged("the runs of an outcome do not have the check that belongs to them");
+    let Some((pairs, check)) = column.split_last_chunk::<8>() else {
+        return Err(damaged);
+    };
+    let (pairs, []) = pairs.as_chunks::<8>() else {
+        return Err(damaged);
+    };
+    if accepted_check(session, pairs.as_flattened()) != *check {
+        return Err(damaged);
+    }
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
+    Ok(pairs
+        .iter()
+        .map(|pair| (number(&pair[..4]), number(&pair[4..])))
+        .collect())
+}
+
+fn accepted_check(session: &SessionId, pairs: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(session.as_bytes()).update(pairs);
+    let mut check = [0; 8];
+    check.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    check
 }
 
 fn outcome_kind(number: i64) -> Result<OutcomeKind, Trouble> {

@@ -34,6 +34,8 @@ use rusqlite::{Connection, OptionalExtension};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const LAYOUT: Layout = Layout {
     application_id: 0x4c52_4452, // "LRDR"
@@ -144,9 +146,11 @@ pub struct LocalIndex {
     repo: RepoId,
     packs: PackCache,
     /// Sessions of this process: packs of theirs that no run lists yet can be referred to.
-    current: RwLock<HashSet<SessionId>>,
     /// Whether any pack is absent; `None` until somebody asks.
     any_absent: Mutex<Option<bool>>,
+    current: RwLock<Arc<HashSet<SessionId>>>,
+    /// Whether any chunk was declared lost, as of the last look ([`LocalIndex::look_for_lost`]).
+    any_lost: AtomicBool,
     aside: Option<PathBuf>,
     _temporary: Option<tempfile::TempDir>,
 }
@@ -208,12 +212,14 @@ impl LocalIndex {
             path,
             repo: *repo,
             packs: PackCache::default(),
-            current: RwLock::new(HashSet::new()),
             any_absent: Mutex::new(None),
+            current: RwLock::default(),
+            any_lost: AtomicBool::new(false),
             aside,
             _temporary: temporary,
         };
         index.load_filter()?;
+        index.look_for_lost()?;
         Ok(index)
     }
 

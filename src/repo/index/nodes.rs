@@ -40,7 +40,8 @@ pub struct KnownRoot {
 
 /// The cache of nodes; used by many threads at once.
 ///
-/// It is only a help: damage empties it, and a failure to read one node means that it is not there.
+/// It is only a help: damage empties it, a failure to read one node means that it is not there, and after a failure to write
+/// (a full disk) nothing more is kept.
 pub struct NodeCache {
     state: Mutex<State>,
     path: PathBuf,
@@ -53,7 +54,10 @@ pub struct NodeCache {
 }
 
 struct State {
-    connection: Connection,
+    /// `None`: there is no cache, and nothing is ever found.
+    connection: Option<Connection>,
+    /// A write has failed. Another try may wait for half a minute, and would most likely fail as well.
+    is_full: bool,
     /// Counts the writes of this cache's life; what has a small number was not used for long.
     clock: i64,
     bytes: u64,
@@ -74,6 +78,25 @@ impl NodeCache {
         }
     }
 
+    /// Stands in for a cache that cannot be used: holds nothing.
+    pub fn none(repo: &RepoId, key: &Secret) -> NodeCache {
+        NodeCache {
+            state: Mutex::new(State {
+                connection: None,
+                is_full: true,
+                clock: 0,
+                bytes: 0,
+                touched: HashSet::new(),
+            }),
+            path: PathBuf::new(),
+            repo: *repo,
+            sealer: Sealer::new(key),
+            name_key: derive("larder v1 local cache names", &[key.expose(), repo.as_bytes()]),
+            bytes_max: 0,
+            aside: None,
+        }
+    }
+
     fn open_at(path: &Path, repo: &RepoId, key: &Secret, bytes_max: u64) -> Result<NodeCache, LocalDbError> {
         let (connection, aside) = localdb::open_or_rebuild(path, &LAYOUT, &|_| Ok(true))?;
         let state = (|| {
@@ -81,7 +104,8 @@ impl NodeCache {
             let clock = connection.query_row("SELECT coalesce(max(used), 0) FROM node", [], |row| row.get(0))?;
             let bytes = stored_bytes(&connection)?;
             Ok(State {
-                connection,
+                connection: Some(connection),
+                is_full: false,
                 clock,
                 bytes,
                 touched: HashSet::new(),
@@ -104,8 +128,11 @@ impl NodeCache {
     /// # Errors
     /// When the database does not take it.
     pub fn keep_within(&self, share: IndexShare) -> Result<(), LocalDbError> {
-        localdb::set_cache(&self.state.lock().connection, super::part(share, CACHE_SHARE))
-            .map_err(|source| failed(&self.path, source))
+        match &self.state.lock().connection {
+            Some(connection) => localdb::set_cache(connection, super::part(share, CACHE_SHARE))
+                .map_err(|source| failed(&self.path, source)),
+            None => Ok(()),
+        }
     }
 
     /// Returns where the file that was found damaged is now.
@@ -117,15 +144,18 @@ impl NodeCache {
     /// from the repository.
     pub fn get(&self, id: &ChunkId) -> Option<Vec<u8>> {
         let sealed = {
-            let mut state = self.state.lock();
-            let found = self.tried(sealed_node(&state.connection, id))??;
-            state.touched.insert(*id);
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let connection = state.connection.as_ref()?;
+            let found = self.tried(sealed_node(connection, id))??;
+            if !state.is_full {
+                state.touched.insert(*id);
+            }
             if state.touched.len() >= TOUCHED_MAX {
                 let touched = std::mem::take(&mut state.touched);
                 state.clock += 1;
-                self.tried(localdb::write(&state.connection, |connection| {
-                    touch(connection, &touched, state.clock)
-                }));
+                let done = localdb::write(connection, |connection| touch(connection, &touched, state.clock));
+                state.is_full = self.tried(done).is_none();
             }
             found
         };
@@ -135,12 +165,15 @@ impl NodeCache {
     /// Adds nodes in one transaction, and removes those that were not used for longest if there is no room.
     ///
     /// # Errors
-    /// If the database fails; then nothing was added.
+    /// If the database fails; then nothing was added, and nothing will be: later calls return at once.
     pub fn put_many<'a>(&self, nodes: impl IntoIterator<Item = (&'a ChunkId, &'a [u8])>) -> Result<(), LocalDbError> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let clock = state.clock + 1;
-        let done = localdb::write(&state.connection, |connection| {
+        let Some(connection) = state.connection.as_ref().filter(|_| !state.is_full) else {
+            return Ok(());
+        };
+        let done = localdb::write(connection, |connection| {
             touch(connection, &state.touched, clock)?;
             let mut bytes = state.bytes;
             let mut insert = connection.prepare_cached(
@@ -162,9 +195,12 @@ impl NodeCache {
                 .execute([bytes.to_le_bytes()])?;
             Ok::<_, rusqlite::Error>(bytes)
         });
-        state.bytes = done.map_err(|source| failed(&self.path, source))?;
-        state.clock = clock;
         state.touched.clear();
+        state.bytes = done.map_err(|source| {
+            state.is_full = true;
+            failed(&self.path, source)
+        })?;
+        state.clock = clock;
         Ok(())
     }
 
@@ -176,6 +212,7 @@ impl NodeCache {
             self.tried(
                 state
                     .connection
+                    .as_ref()?
                     .prepare_cached("SELECT v FROM root WHERE k = ?1")
                     .and_then(|mut statement| statement.query_row([name], |row| row.get(0)).optional()),
             )?
@@ -209,7 +246,10 @@ impl NodeCache {
         let mut stored = nonce.to_vec();
         stored.extend_from_slice(&self.sealer.seal(&nonce, &value, &self.root_aad(&name)));
         let state = self.state.lock();
-        localdb::write(&state.connection, |connection| {
+        let Some(connection) = state.connection.as_ref().filter(|_| !state.is_full) else {
+            return Ok(());
+        };
+        localdb::write(connection, |connection| {
             connection
                 .prepare_cached("INSERT OR REPLACE INTO root VALUES (?1, ?2)")?
                 .execute(params![name, stored])
@@ -252,9 +292,11 @@ impl NodeCache {
 impl Drop for NodeCache {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        if !state.touched.is_empty() {
+        if let Some(connection) = &state.connection
+            && !state.touched.is_empty()
+        {
             // Only decides which nodes go first.
-            let _ = localdb::write(&state.connection, |connection| {
+            let _ = localdb::write(connection, |connection| {
                 touch(connection, &state.touched, state.clock + 1)
             });
         }
@@ -398,6 +440,8 @@ mod tests {
             .state
             .lock()
             .connection
+            .as_ref()
+            .unwrap()
             .execute("UPDATE node SET data = (SELECT max(data) FROM node)", [])
             .unwrap();
         assert!(cache.get(&id(1)).is_none() != cache.get(&id(2)).is_none());
