@@ -362,7 +362,7 @@ pub struct BackupArgs {
     /// Host to store [default: this one]
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
-    /// Compare with this snapshot [default: the newest of the same source]
+    /// Compare with this snapshot [default: the newest of the same source, and checkpoints after it]
     #[arg(long, value_name = "SNAPSHOT", conflicts_with = "force_rehash")]
     pub parent: Option<String>,
     /// Read every file, also those that seem unchanged

@@ -259,6 +259,9 @@ impl<'r> Session<'r> {
                 }
                 Action::SyncIndex => {
                     let sync = self.without_index(repo.sync_index())?.unwrap_or_default();
+                    if !sync.broken.is_empty() || !sync.missing.is_empty() {
+                        repo.index.set_incomplete();
+                    }
                     for (name, error) in sync.broken {
                         self.notes
                             .push(format!("{name} cannot be used, what it lists is stored again: {error}"));

@@ -164,7 +164,7 @@ impl NodeSink for NodeWriter<'_> {
             self.inner.push(id);
         }
         // An index that cannot tell whether packs are absent costs storing the node again.
-        if self.parent_nodes.lock().contains(&id) && !self.index.has_absent().unwrap_or(true) {
+        if self.parent_nodes.lock().contains(&id) && !self.index.may_lack().unwrap_or(true) {
             return Ok(id);
         }
         self.worker.store(BlobType::Node, &id, &node)?;

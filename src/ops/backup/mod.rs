@@ -225,6 +225,10 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
         gaps: history.gaps.clone(),
         ..Report::default()
     };
+    if !history.gaps.is_empty() || !history.broken.is_empty() {
+        // With an outcome goes the word that its runs count.
+        repo.index.set_incomplete();
+    }
     report.notes.extend(describe(&history));
     let mut parents = choose_parents(repo, &source, &options.parent)?;
     if options.dry_run {

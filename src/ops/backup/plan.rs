@@ -430,7 +430,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     fn content_is_there(&self, entry: &Entry, tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
         let index = &*self.repo.index;
         // An index that cannot tell is no reason to fail: the file is read again.
-        let any_absent = index.has_absent().unwrap_or(true);
+        let any_absent = index.may_lack().unwrap_or(true);
         if !any_absent && !index.has_lost() {
             return Ok(true);
         }

@@ -234,18 +234,21 @@ fn keep_bytes(chosen: &mut Vec<Chosen>, limit: u64) {
 pub(super) fn check_ledger(repo: &Repo, lost: &Lost, report: &mut Report) -> Result<(), OpError> {
     let now = host::now();
     let mut oldest: Option<i64> = None;
+    let mut any_damaged = false;
     repo.index.packs(&mut |pack| {
         if !counts(&pack) {
             return;
         }
-        match sound_since(pack.verified, now) {
-            Some(time) => oldest = Some(oldest.map_or(time, |oldest| oldest.min(time))),
-            None => report.never_verified += 1,
+        if let Some(time) = sound_since(pack.verified, now) {
+            oldest = Some(oldest.map_or(time, |oldest| oldest.min(time)));
+            return;
         }
-        if let Some(ledger) = pack.verified
-            && !ledger.sound
-            && !lost.knows(&pack.pack)
-        {
+        let Some(ledger) = pack.verified.filter(|ledger| !ledger.sound) else {
+            report.never_verified += 1;
+            return;
+        };
+        any_damaged = true;
+        if !lost.knows(&pack.pack) {
             report.damage(
                 pack_name(pack.kind, pack.pack, pack.session),
                 format!(
@@ -255,7 +258,7 @@ pub(super) fn check_ledger(repo: &Repo, lost: &Lost, report: &mut Report) -> Res
             );
         }
     })?;
-    report.oldest_verified = oldest.filter(|_| report.never_verified == 0);
+    report.oldest_verified = oldest.filter(|_| report.never_verified == 0 && !any_damaged);
     Ok(())
 }
 

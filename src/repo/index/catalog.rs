@@ -647,6 +647,21 @@ impl LocalIndex {
         Ok(any)
     }
 
+    /// Says that something is missing in the repository which would say what is where. Until the process ends, what is not
+    /// known counts as absent.
+    pub fn set_incomplete(&self) {
+        self.incomplete.store(true, Ordering::Release);
+    }
+
+    /// True if what a snapshot refers to may be where nobody finds it: in a pack that is absent, or that no run lists any
+    /// more. A backup then looks up what it would otherwise take over unseen.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn may_lack(&self) -> Result<bool, IndexError> {
+        Ok(self.incomplete.load(Ordering::Acquire) || self.has_absent()?)
+    }
+
     /// Removes the rows of packs that are gone: reads every row, so once in a while only. Returns how many packs went.
     ///
     /// # Errors

@@ -151,6 +151,8 @@ pub struct LocalIndex {
     current: RwLock<Arc<HashSet<SessionId>>>,
     /// Whether any chunk was declared lost, as of the last look ([`LocalIndex::look_for_lost`]).
     any_lost: AtomicBool,
+    /// Runs that count could not be taken in: what they list is not known here.
+    incomplete: AtomicBool,
     aside: Option<PathBuf>,
     _temporary: Option<tempfile::TempDir>,
 }
@@ -215,6 +217,7 @@ impl LocalIndex {
             any_absent: Mutex::new(None),
             current: RwLock::default(),
             any_lost: AtomicBool::new(false),
+            incomplete: AtomicBool::new(false),
             aside,
             _temporary: temporary,
         };

@@ -618,3 +618,17 @@ fn a_lost_index_loses_nothing() {
     assert!(std::fs::read(restored).unwrap() == noise(300_000));
     place.run(&["repo", "check"]).expect(4);
 }
+
+#[test]
+fn what_a_lost_run_listed_is_stored_again() {
+    let place = Place::with_repository();
+    place.backup();
+    let ran = place.run(&["backup", "source", "--json"]);
+    assert_eq!(ran.expect(0).json()["files_changed"], 0);
+    for object in place.objects("idx") {
+        std::fs::remove_file(object).unwrap();
+    }
+    let ran = place.run(&["backup", "source", "--json"]);
+    assert_eq!(ran.expect(0).json()["files_changed"], 1, "{ran:?}");
+    assert!(ran.json()["bytes_stored"].as_u64().unwrap() > 300_000, "{ran:?}");
+}
