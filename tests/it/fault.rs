@@ -712,8 +712,8 @@ mod checkpoints {
     use larder::pure::format::mark::{Drop, DropKind};
     use larder::repo::snapshots::Snapshot;
 
-    /// The second night's work is the root, `changes`, `new`, `sub` and `sub/new`, in this order. A checkpoint comes
-    /// after the second and after the third.
+    /// The second night's work is the root, `changes`, `new`, `old`, `sub` and `sub/new`, in this order. A checkpoint
+    /// comes after the second, the third and the fourth.
     const EVERY_LARGER_FILE: backup::Interval = backup::Interval {
         time: std::time::Duration::MAX,
         bytes: 25_000,
@@ -795,7 +795,7 @@ mod checkpoints {
                     stats.files_unmodified,
                     stats.bytes_read
                 ),
-                (1, 0, 4, 100_000),
+                (1, 1, 3, 300_000),
                 "{stats:?}"
             );
             assert_eq!(scene.assert_sound(&store, "after the next run"), 1);
@@ -827,7 +827,7 @@ mod checkpoints {
         assert!(newest.manifest.roots[0].bytes < largest.manifest.roots[0].bytes);
         let report = back_up(Arc::new(store), &cache, &admin(), &scene.source()).unwrap();
         assert_eq!(report.resumed, [newest.id, largest.id]);
-        assert_eq!(report.stats.bytes_read, 100_000, "{:?}", report.stats);
+        assert_eq!(report.stats.bytes_read, 300_000, "{:?}", report.stats);
     }
 
     /// Somebody forgets what the run builds on, just before or just after the checkpoint is published.
