@@ -130,7 +130,7 @@ impl<'r> BlobReader<'r> {
     }
 
     /// Shows the copies of a chunk to `read` until one of them does.
-    fn from_any_copy(
+    fn read_any_copy(
         &self,
         id: &ChunkId,
         mut read: impl FnMut(&ChunkPlace) -> Result<(), RepoError>,
@@ -333,7 +333,7 @@ impl<'r> BlobReader<'r> {
         {
             return Ok(());
         }
-        self.from_any_copy(id, |place| self.read_copy(ty, id, place, opener, out))
+        self.read_any_copy(id, |place| self.read_copy(ty, id, place, opener, out))
     }
 
     /// A hint is advice: when it does not lead to the node, the index is asked.
@@ -410,7 +410,7 @@ impl<'r> BlobReader<'r> {
     /// A base is never itself a delta (depth one), so this does not recurse further.
     fn read_base(&self, base: &ChunkId, opener: &mut Opener) -> Result<Vec<u8>, RepoError> {
         let mut plain = Vec::new();
-        self.from_any_copy(base, |place| {
+        self.read_any_copy(base, |place| {
             if place.stored_as == StoredAs::Delta {
                 return Err(RepoError::UnknownChunk(*base));
             }
