@@ -3,7 +3,7 @@
 //! the change, or fails with an error that says so (reliability.md §4.5: X1 to X6, A13, A15, A17, A19, H17).
 //!
 //! The repository is made anew by each run, with fresh keys: what is flipped differs from run to run, that everything is
-//! flipped does not. `LARDER_DAMAGE_STRIDE=n` takes every n-th bit and length only (default 64 in the ordinary test, 1 in the
+//! flipped does not. `LARDER_DAMAGE_STRIDE=n` takes every n-th bit and length only (default 512 in the ordinary test, 1 in the
 //! exhaustive one, which scripts/nightly runs); deletions and exchanges are always all done.
 
 use crate::story::{noise, options, tree};
@@ -900,7 +900,7 @@ fn stride(default: usize) -> usize {
 fn no_change_to_any_object_goes_unnoticed() {
     let golden = Golden::make();
     golden.assert_complete();
-    attack(&golden, &all_cases(&golden, stride(64)));
+    attack(&golden, &all_cases(&golden, stride(512)));
 }
 
 #[test]
