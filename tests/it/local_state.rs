@@ -451,10 +451,12 @@ fn a_backup_survives_a_cache_that_takes_nothing_more() {
         ("mysession", "UPDATE"),
         ("mysession", "INSERT"),
     ];
-    let place = Place::new();
+    let mut place = Place::new();
     place.back_up("a", "a");
     std::fs::write(place.source().join("new"), noise(3, 300_000)).unwrap();
+    let before = place.store.clone();
     for (table, verb) in tables {
+        place.store = before.fork();
         let when = format!("{verb} {table}");
         let machine = format!("a {when}");
         copy_dir(&place.cache("a"), &place.cache(&machine));
@@ -561,7 +563,7 @@ fn a_manifest_that_does_not_open_is_told_and_the_others_are_listed() {
         previous: Some(newest.hash),
         acked: Vec::new(),
         pins: Vec::new(),
-        source: None,
+        source: newest.source,
         flags: 0,
         chain_floors: Vec::new(),
     };
@@ -641,7 +643,7 @@ fn packs_in_runs_that_a_fence_did_not_accept_are_taken_over() {
     create_new(&place.store, &ObjectName::Outcome(session.id()), sealed, "a fence").unwrap();
     let label = OutcomeLabel {
         kind: OutcomeKind::Commit,
-        source: None,
+        source: Some(manifest.source.id),
         flags: 0,
     };
     let ended = session.publish(durable, &manifest, &label);
@@ -700,7 +702,7 @@ fn sessions_of_the_machine_that_a_state_was_copied_from_are_left_alone() {
     leave_packs(&place, "original", &credential());
     copy_dir(&place.cache("original"), &place.cache("clone"));
     let index = place.local("clone", "index.db");
-    meddle(&index, "UPDATE mysession SET machine = zeroblob(15) || x'01'");
+    meddle(&index, "UPDATE mysession SET machine = randomblob(16)");
     let report = place.back_up("clone", "clone");
     assert!(
         !report.notes.iter().any(|note| note.contains("took over")),
