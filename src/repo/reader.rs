@@ -19,6 +19,7 @@ use crate::pure::tree::list::ListSource;
 use crate::pure::tree::walk::NodeSource;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -104,18 +105,28 @@ impl<'r> BlobReader<'r> {
 
     fn first_copy(&self, id: &ChunkId) -> Result<ChunkPlace, RepoError> {
         let mut found = None;
-        let mut keep = |place| {
+        let searched = self.each_copy(id, &mut |place| {
             found = Some(place);
             ControlFlow::Break(())
+        });
+        found.ok_or_else(|| searched.err().unwrap_or(RepoError::UnknownChunk(*id)))
+    }
+
+    /// Shows the copies of a chunk to `each` until it breaks: those that the locator knows, and then, because the index may
+    /// have been lost in part or as a whole, those of packs that it does not list.
+    fn each_copy(&self, id: &ChunkId, each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>) -> Result<(), RepoError> {
+        let is_over = Cell::new(false);
+        let mut each = |place| {
+            let flow = each(place);
+            is_over.set(flow.is_break());
+            flow
         };
-        self.locator.copies(self.repo, id, &mut keep)?;
-        if found.is_none() {
-            self.trailers()?.copies(id, &mut |place| {
-                found = Some(place);
-                ControlFlow::Break(())
-            });
+        let searched = self.locator.copies(self.repo, id, &mut each);
+        // A store that cannot be reached would only be waited for once more.
+        if !is_over.get() && !searched.as_ref().is_err_and(RepoError::is_outage) {
+            self.trailers()?.copies(id, each);
         }
-        found.ok_or(RepoError::UnknownChunk(*id))
+        searched
     }
 
     /// What packs say that the index does not list. Read once, and only when a chunk was in no other place.
@@ -142,40 +153,22 @@ impl<'r> BlobReader<'r> {
             Some(kept) if !kept.is_damage() || error.is_damage() => {}
             _ => *trouble = Some(error),
         };
-        let mut is_over = false;
-        let mut try_place = |place: ChunkPlace| match read(&place) {
+        let searched = self.each_copy(id, &mut |place| match read(&place) {
             Ok(()) => {
-                (done, is_over) = (true, true);
+                done = true;
                 ControlFlow::Break(())
             }
             Err(error) => {
-                is_over = error.is_outage();
+                let is_outage = error.is_outage();
                 weigh(&mut trouble, error);
                 // The other copies lie in the same store.
-                if is_over {
+                if is_outage {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
                 }
             }
-        };
-        let mut searched = self.locator.copies(self.repo, id, &mut try_place);
-        if !is_over {
-            // The index may have been lost, in part or as a whole, and with it what it knew.
-            match self.trailers() {
-                Ok(trailers) => trailers.copies(id, &mut |place| match read(&place) {
-                    Ok(()) => {
-                        done = true;
-                        ControlFlow::Break(())
-                    }
-                    Err(error) => {
-                        weigh(&mut trouble, error);
-                        ControlFlow::Continue(())
-                    }
-                }),
-                Err(error) => searched = Err(error),
-            }
-        }
+        });
         if done {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Finding chunks without the index: every pack says at its end what is in it (format-spec chapters 6 and 18). Runs and
+//! Finding chunks without the index: every pack says at its end what is in it (format-spec chapter 7). Runs and
 //! outcomes may be lost; as long as the packs are there, what they hold can be read.
 
 use super::error::{RepoError, object_error, store_error};

@@ -104,6 +104,7 @@ fn roots(context: &Context, args: &BackupArgs) -> Result<Vec<PathBuf>, Failure> 
     }
     // The device of each, `None` for one that is missing: the rest is backed up without it, and the run says so.
     let mut roots: Vec<(PathBuf, Option<u64>)> = Vec::new();
+    let mut missing = None;
     for source in &args.sources {
         let path = Path::new(source);
         let status = path.symlink_metadata();
@@ -119,14 +120,22 @@ fn roots(context: &Context, args: &BackupArgs) -> Result<Vec<PathBuf>, Failure> 
                 path: path.as_os_str().as_bytes().to_vec(),
                 error: Errno::from_io_error(&error).unwrap_or(Errno::NOENT),
             })?;
-        roots.push((root, status.ok().map(|status| status.dev())));
+        let device = match status {
+            Ok(status) => Some(status.dev()),
+            Err(error) => {
+                missing.get_or_insert_with(|| SourceError::Root {
+                    path: root.as_os_str().as_bytes().to_vec(),
+                    error: Errno::from_io_error(&error).unwrap_or(Errno::NOENT),
+                });
+                None
+            }
+        };
+        roots.push((root, device));
     }
-    if let Some((root, _)) = roots.first()
-        && roots.iter().all(|(_, device)| device.is_none())
+    if roots.iter().all(|(_, device)| device.is_none())
+        && let Some(error) = missing
     {
-        let path = root.as_os_str().as_bytes().to_vec();
-        let error = Errno::NOENT;
-        return Err(SourceError::Root { path, error }.into());
+        return Err(error.into());
     }
     // Sorted by components, a root comes after the one that it lies in.
     roots.sort();

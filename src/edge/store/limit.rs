@@ -180,6 +180,10 @@ impl<S: Store> Store for LimitedStore<S> {
         self.inner.probe()
     }
 
+    fn sweep(&self) -> Result<u64, StoreError> {
+        self.inner.sweep()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -105,12 +105,5 @@ impl Report {
 
 /// An error with everything below it, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
+    crate::pure::base::with_causes(error)
 }
