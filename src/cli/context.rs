@@ -295,25 +295,25 @@ impl Context {
             .globals
             .connections
             .map_or(most, |connections| most.min(usize::from(connections)));
+        let is_directory = repo.store.is_local();
         let config = &mut repo.config;
-        let mut share = BackupShare {
+        let needs = BackupNeeds {
             threads: self.threads(),
             uploads,
-            pack_bytes: config.data_pack_bytes,
+            pack_bytes: config.data_pack_bytes.max(config.meta_pack_bytes),
+            lanes: config.lanes.clamp(1, 4) as usize,
+            chunk_bytes_max: chunk_bytes_max(config),
+            zstd_level: zstd_level.unwrap_or(config.zstd_level),
         };
-        if let Some(ceiling) = self.memory {
-            let needs = BackupNeeds {
-                threads: share.threads,
-                uploads: share.uploads,
-                pack_bytes: config.data_pack_bytes.max(config.meta_pack_bytes),
-                lanes: config.lanes.clamp(1, 4) as usize,
-                chunk_bytes_max: chunk_bytes_max(config),
-                zstd_level: zstd_level.unwrap_or(config.zstd_level),
-            };
-            share = ceiling.backup(needs).map_err(too_small)?;
-            // The configuration's sizes are advice: what a reader needs to know is in each pack.
-            config.data_pack_bytes = config.data_pack_bytes.min(share.pack_bytes);
-            config.meta_pack_bytes = config.meta_pack_bytes.min(share.pack_bytes);
+        let share = match self.memory {
+            Some(ceiling) => ceiling.backup(needs).map_err(too_small)?,
+            None => needs.usual_share(is_directory),
+        };
+        // The configuration's sizes are advice: what a reader needs to know is in each pack.
+        config.lanes = share.lanes as u32;
+        config.data_pack_bytes = config.data_pack_bytes.min(share.pack_bytes);
+        config.meta_pack_bytes = config.meta_pack_bytes.min(share.pack_bytes);
+        if self.memory.is_some() {
             self.output.detail(format!(
                 "within the memory allowed: {} threads, {} uploads, packs of {}",
                 share.threads,

@@ -94,8 +94,12 @@ pub fn store_error(doing: impl Into<String>) -> impl FnOnce(StoreError) -> RepoE
 
 /// Adds which object was being opened to a format error.
 pub fn object_error(doing: &'static str, object: impl ToString) -> impl FnOnce(FormatError) -> RepoError {
-    let object = object.to_string();
-    move |source| RepoError::Object { doing, object, source }
+    // Only an error needs the text: this is called for every chunk.
+    move |source| RepoError::Object {
+        doing,
+        object: object.to_string(),
+        source,
+    }
 }
 
 impl RepoError {

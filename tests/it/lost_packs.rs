@@ -46,15 +46,23 @@ fn packs(store: &dyn Store, under: &str) -> Vec<StoreKey> {
 enum Loss {
     Gone,
     Shorter,
+    /// One bit is another.
+    Rotten,
 }
 
 fn lose(store: &dyn Store, key: &StoreKey, loss: Loss) {
     let body = store.read(key, Part::Whole).unwrap();
     store.remove(std::slice::from_ref(key)).unwrap();
-    if let Loss::Shorter = loss {
-        let created = store.create(key, body.slice(..body.len() - 1)).unwrap();
-        assert_eq!(created, Created::New);
-    }
+    let rest = match loss {
+        Loss::Gone => return,
+        Loss::Shorter => body.slice(..body.len() - 1),
+        Loss::Rotten => {
+            let mut bytes = body.to_vec();
+            bytes[body.len() / 2] ^= 1;
+            bytes.into()
+        }
+    };
+    assert_eq!(store.create(key, rest).unwrap(), Created::New);
 }
 
 fn back_up(world: &World, machine: &str, parent: backup::ParentChoice) -> backup::Report {
@@ -147,18 +155,34 @@ fn one_touched_file_heals_all_that_is_unchanged() {
 #[test]
 fn what_check_found_lost_is_stored_again_though_nothing_changed() {
     for under in ["data/", "meta/"] {
-        let world = world(false);
-        back_up(&world, "machine", backup::ParentChoice::Newest);
-        std::fs::write(world.source().join("later"), noise(9, 2000)).unwrap();
-        back_up(&world, "machine", backup::ParentChoice::Newest);
-        let lost = packs(&*world.store, under);
-        assert!(lost.len() >= 2, "{lost:?}");
-        for key in &lost {
-            lose(&*world.store, key, Loss::Gone);
+        for loss in [Loss::Gone, Loss::Rotten] {
+            let name = format!("{loss:?} {}", under.replace('/', ""));
+            let world = world(false);
+            back_up(&world, "machine", backup::ParentChoice::Newest);
+            std::fs::write(world.source().join("later"), noise(9, 2000)).unwrap();
+            let second = back_up(&world, "machine", backup::ParentChoice::Newest);
+            let lost = packs(&*world.store, under);
+            assert!(lost.len() >= 2, "{lost:?}");
+            for key in &lost {
+                lose(&*world.store, key, loss);
+            }
+            assert!(!world.check("machine").findings.is_empty());
+            // A check that does not read what was rotten does not take back what reading has shown.
+            world.check_without_data("machine");
+            let report = back_up(&world, "machine", backup::ParentChoice::Newest);
+            assert_restores(&world, &report.snapshot.unwrap(), &name);
+            assert_restores(&world, &second.snapshot.unwrap(), &format!("{name} old"));
+            let check = world.check("machine");
+            // Nodes that only the first snapshot has are nowhere else.
+            assert!(
+                check.damaged_files_total == 0 || under == "meta/",
+                "{name}: {:?}",
+                check.damaged_files
+            );
+            // What is rotten stays so, and is not stored a third time.
+            let next = back_up(&world, "machine", backup::ParentChoice::None);
+            assert_eq!(next.stats.chunks_new, 0, "{name}");
         }
-        assert!(!world.check("machine").findings.is_empty());
-        let report = back_up(&world, "machine", backup::ParentChoice::Newest);
-        assert_restores(&world, &report.snapshot.unwrap(), &under.replace('/', ""));
     }
 }
 

@@ -230,6 +230,7 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
         repo.index.set_incomplete();
     }
     report.notes.extend(describe(&history));
+    report.notes.extend(describe_known_absent(repo));
     let mut parents = choose_parents(repo, &source, &options.parent)?;
     if options.dry_run {
         return plan::dry_run(repo, input, &parents, report, progress);
@@ -329,6 +330,17 @@ fn describe(history: &HistoryState) -> Vec<String> {
         .chain(history.forks.iter().cloned())
         .chain(history.notes.iter().cloned())
         .collect()
+}
+
+/// Packs that are known to be missing or damaged before the run begins, for instance from a check on this machine.
+/// An index that cannot say it has other ways to complain.
+fn describe_known_absent(repo: &Repo) -> Option<String> {
+    repo.index.has_absent().ok().filter(|any| *any)?;
+    let packs = repo.index.stats().ok()?.packs_absent;
+    Some(format!(
+        "{packs} packs of this repository are known to be missing or damaged: what this backup needs of them is stored \
+         again; `larder repo check --read-data` says which files are affected"
+    ))
 }
 
 fn describe_absent(packs: &[String]) -> Option<String> {

@@ -122,7 +122,8 @@ fn compare_size(repo: &Repo, pack: &PackInfo, size: u64, lost: &mut Lost, report
             report,
         );
     }
-    if pack.state == PackState::Absent {
+    // One that was damaged when it was read last is there, and still not to be referred to.
+    if pack.state == PackState::Absent && pack.verified.is_none_or(|ledger| ledger.sound) {
         repo.index.mark_there(&pack.pack)?;
     }
     Ok(())

@@ -150,6 +150,12 @@ impl Work<'_, '_> {
         self.repo
             .index
             .record_verified(&pack.pack, DATA_READ, host::now(), is_sound)?;
+        // What is damaged is not referred to again: the next backup stores what of it is still at hand.
+        if is_sound {
+            self.repo.index.mark_there(&pack.pack)?;
+        } else {
+            self.repo.index.mark_absent(&pack.pack)?;
+        }
         let other_copies = damaged_elsewhere(self.repo, self.reader, &verdict.bad, &pack.pack)?;
         let mut results = self.results.lock();
         let Results {

@@ -10,6 +10,11 @@ const MIB: u64 = 1 << 20;
 const PROGRAM: u64 = 40 * MIB;
 /// Smallest ceiling: a backup with one thread and chunks of 4 MiB fits, and so does deriving a key from a password.
 pub const CEILING_MIN: u64 = 144 * MIB;
+/// Without a ceiling, what all packs of a backup into a directory take together where threads are few. Measured: a disk gains
+/// nothing from packs larger than this gives …
+const PACKS_IN_DIRECTORY: u64 = 56 * MIB;
+/// … while a remote store is paid by the request.
+const PACKS_REMOTE: u64 = 256 * MIB;
 /// Packs below this cost so many requests that fewer threads are the better choice.
 const PACK_BYTES_GOOD: u64 = 8 * MIB;
 /// Largest filter that the index makes without a ceiling: a false answer in a hundred at 200 million chunks.
@@ -75,6 +80,29 @@ pub struct BackupShare {
     pub threads: usize,
     pub uploads: usize,
     pub pack_bytes: u64,
+    /// Data packs that are filled at once.
+    pub lanes: usize,
+}
+
+impl BackupNeeds {
+    /// Returns how a backup works without a ceiling: as it would like, with packs that are no larger and no more than they are
+    /// worth.
+    pub fn usual_share(self, is_directory: bool) -> BackupShare {
+        let (for_packs, uploads, lanes) = if is_directory {
+            // One thread that opens and writes packs keeps up with two or three that fill one.
+            let few = (self.threads / 4).max(1);
+            (PACKS_IN_DIRECTORY, self.uploads.min(few), self.lanes.min(few))
+        } else {
+            (PACKS_REMOTE, self.uploads, self.lanes)
+        };
+        let each = for_packs / packs_at_once(lanes, self.threads, uploads);
+        BackupShare {
+            threads: self.threads,
+            uploads,
+            pack_bytes: each.max(PACK_BYTES_GOOD).max(self.chunk_bytes_max).min(self.pack_bytes),
+            lanes,
+        }
+    }
 }
 
 /// How a restore keeps within the ceiling.
@@ -146,6 +174,7 @@ impl Ceiling {
                     threads,
                     uploads,
                     pack_bytes: buffer.min(needs.pack_bytes),
+                    lanes: needs.lanes,
                 });
             }
         }
@@ -244,6 +273,39 @@ mod tests {
     }
 
     #[test]
+    fn packs_in_a_directory_are_smaller_and_never_tiny() {
+        let with = |threads, pack_bytes| BackupNeeds {
+            threads,
+            pack_bytes,
+            ..NEEDS
+        };
+        for threads in [1, 2, 4, 64] {
+            let (near, far) = (
+                with(threads, 32 * MIB).usual_share(true),
+                with(threads, 32 * MIB).usual_share(false),
+            );
+            assert!((8 * MIB..20 * MIB).contains(&near.pack_bytes), "{near:?}");
+            assert!(
+                near.pack_bytes <= far.pack_bytes && far.pack_bytes <= 32 * MIB,
+                "{far:?}"
+            );
+            assert_eq!(
+                (near.threads, far.uploads, far.lanes),
+                (threads, NEEDS.uploads, NEEDS.lanes)
+            );
+            assert!(
+                (1..=NEEDS.uploads).contains(&near.uploads) && (1..=NEEDS.lanes).contains(&near.lanes),
+                "{near:?}"
+            );
+        }
+        assert_eq!(
+            with(2, MIB).usual_share(true).pack_bytes,
+            MIB,
+            "asked for by the configuration"
+        );
+    }
+
+    #[test]
     fn what_a_backup_holds_stays_below_every_ceiling() {
         for ceiling in (CEILING_MIN / MIB..2000).step_by(7) {
             for threads in [1, 2, 8, 64] {
@@ -274,6 +336,7 @@ mod tests {
             threads: 4,
             uploads: 3,
             pack_bytes: 32 * MIB,
+            lanes: NEEDS.lanes,
         };
         assert_eq!(backup(1024, NEEDS), Ok(wanted), "a large ceiling changes nothing");
         let smaller = backup(512, NEEDS).unwrap();

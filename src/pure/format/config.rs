@@ -69,17 +69,28 @@ pub struct TreeParams {
     pub list_max: u32,
 }
 
+impl TreeParams {
+    /// Of new repositories. Smaller leaves than the default: a night's changes are scattered, and each rewrites its leaf
+    /// (ADR-0017).
+    pub const NEW: TreeParams = TreeParams {
+        leaf_bits: 4,
+        ..TreeParams::DEFAULT
+    };
+    /// Where a config says nothing.
+    const DEFAULT: TreeParams = TreeParams {
+        leaf_bits: 6,
+        inner_bits: 8,
+        node_bytes_max: 262_144,
+        inline_bytes: 512,
+        inline_list: 64,
+        list_bits: 10,
+        list_max: 4096,
+    };
+}
+
 impl Default for TreeParams {
     fn default() -> Self {
-        TreeParams {
-            leaf_bits: 6,
-            inner_bits: 8,
-            node_bytes_max: 262_144,
-            inline_bytes: 512,
-            inline_list: 64,
-            list_bits: 10,
-            list_max: 4096,
-        }
+        TreeParams::DEFAULT
     }
 }
 
@@ -147,7 +158,7 @@ impl Config {
             meta_pack_bytes: ADVICE.meta_pack_bytes,
             lanes: ADVICE.lanes,
             zstd_level: ADVICE.zstd_level,
-            tree: TreeParams::default(),
+            tree: TreeParams::NEW,
             padding: Padding::None,
             dedup_trust: 0,
             gc: GcParams::default(),
@@ -529,8 +540,12 @@ mod tests {
 
     const VECTOR: &str = "4c41524445524331b20001015011111111222222222222222222222222021b17979cfe362a00000350101112131415161718191a1b1c1d1e1f040005f606840000000007010881a60001011a00080000021a00100000031a00400000041b7ffffe0000000000051b7fffe0000000000009a3001a02000000011a0080000002020aa2000101030ba700060108021a0004000003190200041840050a061910000c000d000ea5001a0003f4800100021a0003f48003f5041a000151800f5840dcee96b4fdfcaa1713d1b2cd0cbf49634f171dd882a8b87595debb04334fa42bc791c81419055a53bf57732ef562b993f6050ccbd0c13cf3be229b5610582b0610011181a4005011111111222222222222222222222222015820b33893bb7fd8aa9d2cab3f4128acdf61d31e8293c1ba3b9446647240ba2553040218400300ab52ad22eb476c6da3c40b5e38e37ba4339627fa3ea2727294f837e9090747d2";
 
+    /// With all defaults, as the vectors have it.
     fn first() -> Config {
-        Config::first(REPO, START, writer(&signer(), role::ADMIN))
+        Config {
+            tree: TreeParams::default(),
+            ..Config::first(REPO, START, writer(&signer(), role::ADMIN))
+        }
     }
 
     fn second() -> Config {

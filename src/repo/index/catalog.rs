@@ -600,7 +600,8 @@ impl LocalIndex {
         })
     }
 
-    /// Notes that the store was asked for a pack and does not have it as runs describe it.
+    /// Notes that the store does not have a pack as runs describe it: it is missing, has another size, or was read and found
+    /// damaged. New snapshots do not refer to it; reading tries it last.
     ///
     /// # Errors
     /// If the database fails.
@@ -610,7 +611,7 @@ impl LocalIndex {
         Ok(())
     }
 
-    /// Notes that a pack which was absent is at the store after all.
+    /// Notes that a pack which was absent is at the store after all, as runs describe it.
     ///
     /// # Errors
     /// If the database fails.

@@ -99,10 +99,19 @@ impl World {
         (report, target)
     }
 
+    /// With all data.
     pub fn check(&self, machine: &str) -> check::Report {
+        self.check_reading(machine, Some(check::Subset::All))
+    }
+
+    pub fn check_without_data(&self, machine: &str) -> check::Report {
+        self.check_reading(machine, None)
+    }
+
+    fn check_reading(&self, machine: &str, read_data: Option<check::Subset>) -> check::Report {
         let repo = self.open(machine);
         let options = check::Options {
-            read_data: Some(check::Subset::All),
+            read_data,
             threads: 2,
             ..check::Options::default()
         };
