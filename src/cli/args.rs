@@ -1,6 +1,6 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{Every, parse_duration, parse_every, parse_rate, parse_size};
+use super::names::{Every, parse_duration, parse_every, parse_rate, parse_size, parse_tag};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -357,7 +357,7 @@ pub struct BackupArgs {
     #[arg(short = 'x', long, help_heading = "Choice")]
     pub one_file_system: bool,
     /// Label the snapshot: KEY=VALUE or a word
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = parse_tag)]
     pub tag: Vec<String>,
     /// Host to store [default: this one]
     #[arg(long, value_name = "HOST")]
@@ -548,7 +548,7 @@ pub enum SnapshotCommand {
         /// Snapshot
         snapshot: String,
         /// Tag to add
-        #[arg(long, value_name = "TAG")]
+        #[arg(long, value_name = "TAG", value_parser = parse_tag)]
         add: Vec<String>,
         /// Tag to remove
         #[arg(long, value_name = "TAG")]

@@ -133,6 +133,14 @@ pub fn parse_every(text: &str) -> Result<Every, String> {
     parse_duration(text).map(Every::After)
 }
 
+/// Takes a tag that is to be given: one that nobody could read or type again is refused.
+pub fn parse_tag(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.chars().any(char::is_control) {
+        return Err(format!("{text:?} is not a tag; write a word or KEY=VALUE"));
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads a size: `500M`, `1.5 GiB`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write 500M or 1.5GiB"))
@@ -200,6 +208,14 @@ mod tests {
     fn split(text: &str) -> (String, Option<String>) {
         let parts = split_snapshot(OsStr::new(text)).unwrap();
         (parts.snapshot, parts.path.map(|path| String::from_utf8(path).unwrap()))
+    }
+
+    #[test]
+    fn tags_can_be_read() {
+        assert_eq!(parse_tag("kind=nightly"), Ok("kind=nightly".to_owned()));
+        for text in ["", "  ", "a\nb", "\u{1b}[31m"] {
+            assert!(parse_tag(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

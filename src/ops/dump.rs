@@ -222,8 +222,8 @@ pub fn tar(
         )
         .inspect_err(|_| broken_off = true)
     };
-    if let Some(path) = path {
-        let location = look::locate(snapshot, path)?;
+    // Where there is nothing at the path itself, roots may lie below it.
+    if let Some(location) = path.and_then(|path| look::locate(snapshot, path).ok()) {
         if let Some(entry) = look::entry_at(&location, &mut nodes)?
             && entry.kind == EntryKind::Dir
         {

@@ -179,6 +179,18 @@ pub struct Location<'s> {
     pub root: &'s Root,
     /// Components below the root; none: the root itself.
     pub below: Vec<Vec<u8>>,
+    /// The whole root, seen from so many components of its path; `None`: what was asked for is the root or below it.
+    pub above: Option<usize>,
+}
+
+impl<'s> Location<'s> {
+    fn whole(root: &'s Root, above: usize) -> Location<'s> {
+        Location {
+            root,
+            below: Vec::new(),
+            above: Some(above),
+        }
+    }
 }
 
 /// Splits a path into components; empty ones and `.` are skipped.
@@ -203,7 +215,8 @@ pub fn locate<'s>(snapshot: &'s Snapshot, path: &[u8]) -> Result<Location<'s>, O
         };
         if wanted.starts_with(&prefix) && best.as_ref().is_none_or(|(length, _)| prefix.len() >= *length) {
             let below = wanted[prefix.len()..].to_vec();
-            best = Some((prefix.len(), Location { root, below }));
+            let above = None;
+            best = Some((prefix.len(), Location { root, below, above }));
         }
     }
     best.map(|(_, location)| location).ok_or_else(|| {
@@ -219,6 +232,30 @@ pub fn locate<'s>(snapshot: &'s Snapshot, path: &[u8]) -> Result<Location<'s>, O
             roots.join(", ")
         ))
     })
+}
+
+/// Finds everything that a path names: the place in the deepest root that contains it, and the roots that lie below it. No
+/// path: all roots.
+///
+/// # Errors
+/// When there is nothing.
+pub fn locate_all<'s>(snapshot: &'s Snapshot, path: Option<&[u8]>) -> Result<Vec<Location<'s>>, OpError> {
+    let roots = &snapshot.manifest.roots;
+    let Some(path) = path else {
+        return Ok(roots.iter().map(|root| Location::whole(root, 0)).collect());
+    };
+    let wanted = split_path(path);
+    let is_below = |root: &&Root| {
+        let parts = split_path(&root.path);
+        rules::is_path_tree(root.kind) && parts.len() > wanted.len() && parts.starts_with(&wanted)
+    };
+    let further = roots.iter().filter(is_below).map(|root| Location::whole(root, wanted.len()));
+    match locate(snapshot, path) {
+        Ok(location) => Ok(std::iter::once(location).chain(further).collect()),
+        Err(nowhere) => Some(further.collect::<Vec<_>>())
+            .filter(|further| !further.is_empty())
+            .ok_or(nowhere),
+    }
 }
 
 /// Key of a location in its root's tree.
@@ -287,25 +324,14 @@ pub fn list(
     nodes: &mut TreeReader<'_, '_>,
     each: &mut dyn FnMut(&[u8], &Entry) -> Result<(), OpError>,
 ) -> Result<(), OpError> {
-    let locations = match path {
-        Some(path) => vec![locate(snapshot, path)?],
-        None => snapshot
-            .manifest
-            .roots
-            .iter()
-            .map(|root| Location {
-                root,
-                below: Vec::new(),
-            })
-            .collect(),
-    };
+    let locations = locate_all(snapshot, path)?;
     let mut lost: Option<RepoError> = None;
     for location in locations {
         let root = location.root;
         let mut recursive = recursive;
         if let Some(entry) = entry_at(&location, nodes)? {
             let is_dir = entry.kind == EntryKind::Dir;
-            if !is_dir || path.is_none() {
+            if !is_dir || location.above.is_some() {
                 each(&full_path(root, &key_of(&location))?, &entry)?;
             }
             if !is_dir && !location.below.is_empty() {

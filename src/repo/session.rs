@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A run is written when this many blobs wait to be listed…
-const RUN_RECORDS: u64 = 131_072;
+/// A run is written when this many blobs wait to be listed (they take some 200 bytes of memory each until then) …
+const RUN_RECORDS: u64 = 65_536;
 /// … or this long after the last one (format-spec chapter 8).
 const RUN_EVERY: Duration = Duration::from_secs(30 * 60);
 /// How often `gc/` is looked at during work (B9).

@@ -4,6 +4,8 @@
 //! sorted by where its chunks lie, so that neighbours in a pack are read together. A file takes its name only when all of it
 //! is right.
 
+mod delete;
+mod dry_run;
 mod fetch;
 mod owners;
 mod select;
@@ -19,7 +21,7 @@ use crate::pure::id::ChunkId;
 use crate::pure::tree::key;
 use crate::pure::tree::list::for_each_piece;
 use crate::pure::tree::rules::{Failed, RootWalk, Visited, is_path_tree};
-use crate::pure::tree::walk::{Skipped, TreeWalk};
+use crate::pure::tree::walk::Skipped;
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
@@ -209,27 +211,10 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     };
     let reader = open_reader(repo, &options.snapshot, appetite)?;
     let mut nodes = TreeReader::new(&reader);
-    let locations = match &options.path {
-        Some(path) => vec![look::locate(&options.snapshot, path)?],
-        None => options
-            .snapshot
-            .manifest
-            .roots
-            .iter()
-            .map(|root| Location {
-                root,
-                below: Vec::new(),
-            })
-            .collect(),
-    };
+    let locations = look::locate_all(&options.snapshot, options.path.as_deref())?;
     let outcome = Outcome::default();
     if options.dry_run {
-        for location in &locations {
-            for_each_selected(location, options, &mut nodes, Some(&outcome), &mut |_, _, entry, _| {
-                outcome.update(|report| count(report, entry));
-                Ok(())
-            })?;
-        }
+        dry_run::run(repo, options, &locations, &mut nodes, &outcome, progress)?;
         return Ok(outcome.report.into_inner());
     }
     let target = TargetDir::open(&options.target, true, options.overwrite, options.policy)?;
@@ -261,12 +246,12 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
         let location = &locations[link.root];
         later
             .kept
-            .try_link(repo, &target, location, options, &mut nodes, &outcome, &link)?;
-        make_link(location, options, &target, &mut nodes, &mut opener, &outcome, &link)?;
+            .try_link(repo, &target, location, &mut nodes, &outcome, &link)?;
+        make_link(location, &target, &mut nodes, &mut opener, &outcome, &link)?;
     }
     if options.delete {
         for dir in &later.dirs {
-            delete_unlisted(&locations[dir.root], dir, options, &target, &mut nodes, &outcome)?;
+            delete::unlisted(&locations, dir, options, &target, &mut nodes, &outcome)?;
         }
     }
     // Deepest first: a directory that must not be written to gets that mode when everything below it is done.
@@ -298,13 +283,11 @@ struct Kept(HashMap<(u64, u64), Box<[u8]>>);
 
 impl Kept {
     /// Lets further names link to a file that was left alone, if it holds what the snapshot says; looks at it once.
-    #[allow(clippy::too_many_arguments)]
     fn try_link(
         &mut self,
         repo: &Repo,
         target: &TargetDir,
         location: &Location<'_>,
-        options: &Options,
         nodes: &mut TreeReader<'_, '_>,
         outcome: &Outcome,
         link: &LaterLink,
@@ -320,7 +303,7 @@ impl Kept {
             .open_dir(parents)
             .and_then(|dir| target.open_existing(&dir, name));
         if let Ok(Some(existing)) = opened
-            && let Ok(entry) = entry_of(location, options, &link.path, nodes)
+            && let Ok(entry) = entry_of(location, &link.path, nodes)
             && fetch::is_right(repo, &existing, &entry, nodes, &mut Vec::new())?
         {
             outcome.links.lock().insert(link.group, existing.link_source());
@@ -341,7 +324,7 @@ fn count(report: &mut Report, entry: &Entry) {
 }
 
 /// Where in the target an entry goes.
-fn components_of(location: &Location<'_>, options: &Options, tree_key: &[u8]) -> Result<Vec<Vec<u8>>, RepoError> {
+fn components_of(location: &Location<'_>, tree_key: &[u8]) -> Result<Vec<Vec<u8>>, RepoError> {
     let malformed =
         |error: crate::pure::format::Malformed| RepoError::from(crate::pure::format::FormatError::from(error));
     let root = location.root;
@@ -353,8 +336,8 @@ fn components_of(location: &Location<'_>, options: &Options, tree_key: &[u8]) ->
             .map(<[u8]>::to_vec)
             .collect(),
     };
-    if options.path.is_none() {
-        let mut components = look::split_path(&root.path);
+    if let Some(above) = location.above {
+        let mut components = look::split_path(&root.path).split_off(above);
         components.extend(below);
         return Ok(components);
     }
@@ -386,9 +369,9 @@ fn for_each_selected(
         if !options.selection.accepts(&full, is_dir) {
             return Ok(());
         }
-        let mut components = components_of(location, options, &visited.key)?;
+        let mut components = components_of(location, &visited.key)?;
         // The contents of the directory are wanted, so the directory itself is the target.
-        if options.path.is_some() && is_dir && visited.key == own_key && is_path_tree {
+        if location.above.is_none() && is_dir && visited.key == own_key && is_path_tree {
             components.clear();
         }
         let (mut entry, mut value) = (visited.entry, visited.value);
@@ -541,6 +524,9 @@ fn place<'t>(
                     return Ok(());
                 }
             };
+            if options.delete {
+                delete::clear_the_way(target, &dir, name, false, outcome);
+            }
             if let Some(link) = entry.attributes.hard_link {
                 let group = (link.device, entry.ino);
                 if !groups.insert(group) {
@@ -602,10 +588,10 @@ fn place<'t>(
 }
 
 /// Components below the location's root of what goes to this path in the target.
-fn location_below(location: &Location<'_>, options: &Options, path: &[u8]) -> Vec<Vec<u8>> {
+fn location_below(location: &Location<'_>, path: &[u8]) -> Vec<Vec<u8>> {
     let components = parts_of(path).into_iter().map(<[u8]>::to_vec);
-    if options.path.is_none() {
-        let skip = look::split_path(&location.root.path).len();
+    if let Some(above) = location.above {
+        let skip = look::split_path(&location.root.path).len() - above;
         return components.skip(skip).collect();
     }
     location.below.iter().cloned().chain(components).collect()
@@ -614,13 +600,13 @@ fn location_below(location: &Location<'_>, options: &Options, path: &[u8]) -> Ve
 /// Looks up the entry of what goes to this path in the target.
 fn entry_of(
     location: &Location<'_>,
-    options: &Options,
     path: &[u8],
     nodes: &mut TreeReader<'_, '_>,
 ) -> Result<Entry, OpError> {
     let there = Location {
         root: location.root,
-        below: location_below(location, options, path),
+        below: location_below(location, path),
+        above: None,
     };
     look::entry_at(&there, nodes)?.ok_or_else(|| OpError::Usage("the root of this snapshot has no entry".into()))
 }
@@ -736,7 +722,6 @@ pub(crate) fn read_content(
 /// Gives a further name to a file that has been restored; where that is not possible, writes its content once more.
 fn make_link(
     location: &Location<'_>,
-    options: &Options,
     target: &TargetDir,
     nodes: &mut TreeReader<'_, '_>,
     opener: &mut Opener,
@@ -762,7 +747,7 @@ fn make_link(
         outcome.update(|report| report.files += 1);
         return Ok(());
     }
-    let found = entry_of(location, options, &link.path, nodes).and_then(|entry| {
+    let found = entry_of(location, &link.path, nodes).and_then(|entry| {
         let large = large_xattrs(reader, &entry, nodes, opener)?;
         Ok((entry, large))
     });
@@ -797,60 +782,6 @@ fn make_link(
         Err(OpError::Repo(error)) => outcome.repo_error(&link.path, error),
         Err(OpError::Target(error)) => outcome.target_error(error),
         Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-fn delete_unlisted(
-    location: &Location<'_>,
-    dir: &LaterDir,
-    options: &Options,
-    target: &TargetDir,
-    nodes: &mut TreeReader<'_, '_>,
-    outcome: &Outcome,
-) -> Result<(), OpError> {
-    let root = location.root;
-    let below = location_below(location, options, &dir.path);
-    let below: Vec<&[u8]> = below.iter().map(Vec::as_slice).collect();
-    let full = look::full_path(root, &key::from_components(&below))?;
-    let prefix = key::children_prefix(&below);
-    let mut names: HashSet<Vec<u8>> = HashSet::new();
-    let mut walk = TreeWalk::new(root.node, root.height, &prefix);
-    loop {
-        match walk.next(nodes) {
-            Ok(Some((tree_key, _))) => match tree_key.strip_prefix(prefix.as_slice()) {
-                Some(name) => names.insert(name.to_vec()),
-                None => break,
-            },
-            Ok(None) => break,
-            Err(error) => {
-                // Without the whole list nothing may go.
-                outcome.repo_error(&full, error);
-                return Ok(());
-            }
-        };
-    }
-    let parts = parts_of(&dir.path);
-    let handle = match target.open_dir(&parts) {
-        Ok(handle) => handle,
-        Err(error) => {
-            outcome.target_error(error);
-            return Ok(());
-        }
-    };
-    let keep = |name: &[u8]| {
-        // What was not selected for this restore is not its business.
-        let path = [full.as_slice(), name].join(&b'/');
-        names.contains(name) || !options.selection.accepts(&path, false)
-    };
-    match target.remove_unlisted(&handle, &keep) {
-        Ok(removed) => {
-            outcome.update(|report| report.removed += removed.count);
-            for problem in removed.problems {
-                outcome.failed(problem.to_string());
-            }
-        }
-        Err(error) => outcome.target_error(error),
     }
     Ok(())
 }

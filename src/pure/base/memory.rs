@@ -19,8 +19,9 @@ const PACKS_REMOTE: u64 = 256 * MIB;
 const PACK_BYTES_GOOD: u64 = 8 * MIB;
 /// Largest filter that the index makes without a ceiling: a false answer in a hundred at 200 million chunks.
 const FILTER_BYTES_MAX: u64 = 256 * MIB;
-/// Page caches without a ceiling: index 40 MiB and four readers of 8 MiB, tree nodes 16 MiB.
-const PAGE_CACHES: u64 = 88 * MIB;
+/// Page caches without a ceiling: index 20 MiB and three readers of 4 MiB, tree nodes 12 MiB. What is not in them is in the
+/// system's cache, a few microseconds away.
+const PAGE_CACHES: u64 = 44 * MIB;
 /// A span to fetch that is worth a request.
 const SPAN_BYTES_GOOD: u64 = 2 * MIB;
 

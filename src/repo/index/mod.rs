@@ -44,9 +44,9 @@ const LAYOUT: Layout = Layout {
     schema: include_str!("index.sql"),
 };
 
-/// Share of the page caches that the writing connection has: 40 MiB where nothing else is said …
+/// Share of the page caches that the writing connection has: 20 MiB where nothing else is said …
 const WRITER_CACHE_SHARE: (u32, u32) = (5, 11);
-/// … and that of each reading connection, 8 MiB. The rest is the node cache's.
+/// … and that of each reading connection, 4 MiB. The rest is the node cache's.
 const READER_CACHE_SHARE: (u32, u32) = (1, 11);
 /// Reading connections; further threads wait for one.
 const READERS_MAX: usize = 3;

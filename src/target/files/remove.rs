@@ -67,6 +67,49 @@ impl TargetDir {
     }
 }
 
+impl TargetDir {
+    /// Counts what [`Self::remove_unlisted`] would remove.
+    ///
+    /// # Errors
+    /// When a directory cannot be listed.
+    pub fn count_unlisted(&self, directory: &DirHandle, keep: &dyn Fn(&[u8]) -> bool) -> Result<Removed, TargetError> {
+        let mut buffer = ListingBuffer::default();
+        let mut removed = Removed::default();
+        // Paths of directories to list. Each is opened anew from the top, so that no depth needs many descriptors.
+        let mut waiting: Vec<Vec<Vec<u8>>> = vec![Vec::new()];
+        while let Some(place) = waiting.pop() {
+            let parts: Vec<&[u8]> = place.iter().map(Vec::as_slice).collect();
+            let path = join(&directory.path, &place.join(&b'/'));
+            let failed = |error| TargetError::new("listing", path.clone(), error);
+            let fd = open_beneath(&directory.fd, &parts, FLAGS).map_err(failed)?;
+            let mut listing = Listing::default();
+            listing.read(&fd, &mut buffer).map_err(failed)?;
+            for index in 0..listing.len() {
+                let child = listing.name(index);
+                if place.is_empty() && keep(child.to_bytes()) {
+                    continue;
+                }
+                removed.count += 1;
+                let is_directory = match listing.kind(index) {
+                    FileKind::Unknown => Status::at(&fd, child).is_ok_and(|status| status.kind == FileKind::Directory),
+                    kind => kind == FileKind::Directory,
+                };
+                if is_directory {
+                    let mut below = place.clone();
+                    below.push(child.to_bytes().to_vec());
+                    waiting.push(below);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Whether a directory stands under this name.
+    pub fn has_directory(&self, directory: &DirHandle, name: &[u8]) -> bool {
+        Status::at(&directory.fd, name).is_ok_and(|status| status.kind == FileKind::Directory)
+    }
+}
+
 struct Removal {
     removed: Removed,
     buffer: ListingBuffer,

@@ -1,6 +1,7 @@
 //! Journeys of a user through the library: back up, change, back up again, look, restore, check.
 
 mod first_night;
+mod restoring;
 
 use larder::edge::store::{Store, local::LocalStore, memory::MemoryStore};
 use larder::ops::{Progress, backup, check, restore};
