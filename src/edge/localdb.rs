@@ -5,6 +5,7 @@
 //! version (older ones can corrupt a WAL), the file system (locks do not work on a network), whose file it is.
 
 use crate::pure::base::{Explain, Kind};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -377,6 +378,9 @@ fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "foreign_keys", false)?;
+    // Without this, SQLite compiles a statement again for each new parameter that it has compared with the condition of a
+    // partial index: half of the time of a lookup.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     // A file that shrinks under a map kills the process.
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -468,6 +472,24 @@ mod tests {
     #[test]
     fn linked_sqlite_is_recent_enough() {
         assert!(rusqlite::version_number() >= SQLITE_VERSION_MIN);
+    }
+
+    #[test]
+    fn a_statement_is_compiled_once_whatever_its_parameters() {
+        let directory = tempfile::tempdir().unwrap();
+        let connection = open(&directory.path().join("x.db"), &LAYOUT).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE part (h INTEGER PRIMARY KEY, state INTEGER); CREATE INDEX p ON part(h) WHERE state = 7",
+            )
+            .unwrap();
+        let mut statement = connection
+            .prepare("SELECT t.v FROM t LEFT JOIN part ON part.h = t.k WHERE t.k = ?1")
+            .unwrap();
+        for id in 0..10 {
+            assert!(!statement.exists([id]).unwrap());
+        }
+        assert_eq!(statement.get_status(rusqlite::StatementStatus::RePrepare), 0);
     }
 
     #[test]

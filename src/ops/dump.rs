@@ -223,12 +223,11 @@ pub fn tar(
         .inspect_err(|_| broken_off = true)
     };
     // Where there is nothing at the path itself, roots may lie below it.
-    if let Some(location) = path.and_then(|path| look::locate(snapshot, path).ok()) {
-        if let Some(entry) = look::entry_at(&location, &mut nodes)?
-            && entry.kind == EntryKind::Dir
-        {
-            append(&look::full_path(location.root, &look::key_of(&location))?, &entry)?;
-        }
+    if let Some(location) = path.and_then(|path| look::locate(snapshot, path).ok())
+        && let Some(entry) = look::entry_at(&location, &mut nodes)?
+        && entry.kind == EntryKind::Dir
+    {
+        append(&look::full_path(location.root, &look::key_of(&location))?, &entry)?;
     }
     let listed = look::list(snapshot, path, true, &mut nodes, &mut append);
     // What could be had is an archive all the same.

@@ -249,7 +249,10 @@ pub fn locate_all<'s>(snapshot: &'s Snapshot, path: Option<&[u8]>) -> Result<Vec
         let parts = split_path(&root.path);
         rules::is_path_tree(root.kind) && parts.len() > wanted.len() && parts.starts_with(&wanted)
     };
-    let further = roots.iter().filter(is_below).map(|root| Location::whole(root, wanted.len()));
+    let further = roots
+        .iter()
+        .filter(is_below)
+        .map(|root| Location::whole(root, wanted.len()));
     match locate(snapshot, path) {
         Ok(location) => Ok(std::iter::once(location).chain(further).collect()),
         Err(nowhere) => Some(further.collect::<Vec<_>>())

@@ -161,7 +161,7 @@ impl<'c, 'r> Contents<'c, 'r> {
         match opened {
             Ok(ListNode::Leaf(pieces)) => {
                 facts.count = Some(pieces.len() as u64);
-                facts.is_hit = self.is_any_lost(&ids(&pieces).collect::<Vec<_>>())?;
+                facts.is_hit = self.lost_of(&ids(&pieces).collect::<Vec<_>>())?.contains(&true);
             }
             Ok(ListNode::Inner { level, children }) => {
                 for (child, bytes) in &children {
@@ -183,26 +183,26 @@ impl<'c, 'r> Contents<'c, 'r> {
         Ok(facts)
     }
 
-    /// Whether there is no sound copy of one of these chunks.
+    /// Says of each of these chunks whether there is no sound copy of it. Cheaper for many at a time: neighbours in the index
+    /// share pages.
     ///
     /// # Errors
     /// If the index fails.
-    pub(super) fn is_any_lost(&self, needed: &[ChunkId]) -> Result<bool, OpError> {
+    pub(super) fn lost_of(&self, needed: &[ChunkId]) -> Result<Vec<bool>, OpError> {
         let repo = self.reader.repo();
         let mut used = self.packs.is_some().then(HashSet::new);
-        let mut is_any = false;
+        let mut lost = Vec::with_capacity(needed.len());
         for (id, place) in needed.iter().zip(repo.index.find_many(needed)?) {
-            match self.lost.fate(repo, id, place.as_ref(), used.as_mut())? {
-                Fate::Fine => continue,
-                Fate::Lost => {}
-                Fate::Unlisted => self.note_unlisted(id),
+            let fate = self.lost.fate(repo, id, place.as_ref(), used.as_mut())?;
+            if fate == Fate::Unlisted {
+                self.note_unlisted(id);
             }
-            is_any = true;
+            lost.push(fate != Fate::Fine);
         }
         if let (Some(packs), Some(used)) = (&self.packs, used) {
             packs.lock().extend(used);
         }
-        Ok(is_any)
+        Ok(lost)
     }
 
     fn note_unlisted(&self, id: &ChunkId) {

@@ -134,7 +134,7 @@ impl Namer<'_, '_> {
         let entry = Entry::decode(value).map_err(RepoError::from)?;
         let mut needed = Vec::new();
         let is_hit = self.contents.collect(&entry, &mut needed, &mut self.opener)?;
-        Ok(self.contents.is_any_lost(&needed)? || is_hit)
+        Ok(self.contents.lost_of(&needed)?.contains(&true) || is_hit)
     }
 
     /// Counts a file, and gives it a number if it is to be named.

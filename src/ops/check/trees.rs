@@ -28,6 +28,8 @@ use std::hash::BuildHasher;
 
 /// Threads for a store that is not local: most of them wait.
 const REMOTE_THREADS: usize = 16;
+/// Pieces of files that are looked up together: of leaves alone, with some sixteen entries, each would read pages of its own.
+const LOOKED_UP_AT_ONCE: usize = 8192;
 
 /// A root of a snapshot that is checked.
 #[derive(Clone, Debug)]
@@ -153,6 +155,14 @@ struct Nodes {
     hits: Hits,
 }
 
+/// What entries refer to, until it is looked up.
+#[derive(Default)]
+struct Needed {
+    chunks: Vec<ChunkId>,
+    /// Leaves, and where in `chunks` what each needs ends.
+    leaves: Vec<(NodeKey, usize)>,
+}
+
 struct TreeCheck<'c, 'r> {
     contents: Contents<'c, 'r>,
     roots: &'c [SnapshotRoot],
@@ -166,12 +176,19 @@ struct TreeCheck<'c, 'r> {
 impl TreeCheck<'_, '_> {
     fn run(&self, progress: &Progress) -> Result<(), OpError> {
         let mut opener = Opener::new();
+        let mut needed = Needed::default();
         while let Some((visit, taken)) = self.queue.take() {
             if visit.is_root {
                 let snapshot = short_id(&self.roots[visit.root].snapshot);
                 progress.set_current(format!("trees of snapshot {snapshot}"));
             }
-            match self.visit(&visit, &mut opener) {
+            let visited = self.visit(&visit, &mut needed, &mut opener).and_then(|children| {
+                if needed.chunks.len() >= LOOKED_UP_AT_ONCE {
+                    self.look_up(&mut needed)?;
+                }
+                Ok(children)
+            });
+            match visited {
                 Ok(children) if !progress.is_cancelled() => taken.done(children),
                 result => {
                     self.queue.stop();
@@ -179,6 +196,20 @@ impl TreeCheck<'_, '_> {
                 }
             }
         }
+        self.look_up(&mut needed)
+    }
+
+    /// Notes the leaves that need a chunk of which there is no sound copy.
+    fn look_up(&self, needed: &mut Needed) -> Result<(), OpError> {
+        let lost = self.contents.lost_of(&needed.chunks)?;
+        let mut start = 0;
+        for (leaf, end) in needed.leaves.drain(..) {
+            if lost[start..end].contains(&true) {
+                self.nodes.lock().hits.leaves.insert(leaf);
+            }
+            start = end;
+        }
+        needed.chunks.clear();
         Ok(())
     }
 
@@ -192,7 +223,7 @@ impl TreeCheck<'_, '_> {
 
     /// Looks at a node, unless it was looked at with the same expectations; returns its children. What is wrong with it is
     /// noted and does not keep the rest from being looked at.
-    fn visit(&self, visit: &Visit, opener: &mut Opener) -> Result<Vec<Visit>, OpError> {
+    fn visit(&self, visit: &Visit, needed: &mut Needed, opener: &mut Opener) -> Result<Vec<Visit>, OpError> {
         let context = self.contexts.hash_one((
             visit.kind as u64,
             visit.is_root,
@@ -209,7 +240,11 @@ impl TreeCheck<'_, '_> {
         let mut children = Vec::new();
         let read = self.contents.read(BlobType::Node, &visit.id, opener, &mut bytes);
         let result = match read {
-            Ok(()) if visit.level == 0 => self.leaf(visit, &bytes, before.is_none(), opener),
+            Ok(()) if visit.level == 0 => {
+                let checked = self.leaf(visit, &bytes, before.is_none().then_some(&mut *needed), opener);
+                needed.leaves.push((node_key(&visit.id), needed.chunks.len()));
+                checked
+            }
             Ok(()) => inner(visit, &bytes, &mut children).map_err(|error| RepoError::from(error).into()),
             Err(error) => Err(error),
         };
@@ -227,29 +262,33 @@ impl TreeCheck<'_, '_> {
         Ok(children)
     }
 
-    /// Checks a leaf and, the first time, what its entries refer to.
-    fn leaf(&self, visit: &Visit, bytes: &[u8], is_new: bool, opener: &mut Opener) -> Result<(), OpError> {
+    /// Checks a leaf and, the first time, adds what its entries refer to.
+    fn leaf(
+        &self,
+        visit: &Visit,
+        bytes: &[u8],
+        mut needed: Option<&mut Needed>,
+        opener: &mut Opener,
+    ) -> Result<(), OpError> {
         let mut cursor = open(visit, bytes).map_err(RepoError::from)?;
         let count = cursor.left() as u64;
         let mut size = 0u64;
         let mut first_key = None;
         let mut problem = None;
-        let mut needed = Vec::new();
         let mut is_hit = false;
         while cursor.step().map_err(RepoError::from)? {
             first_key.get_or_insert_with(|| cursor.key().to_vec());
             match admit(visit.kind, cursor.key(), cursor.value()) {
                 Ok(entry) => {
                     size = size.saturating_add(entry.size());
-                    if is_new {
-                        is_hit |= self.contents.collect(&entry, &mut needed, opener)?;
+                    if let Some(needed) = &mut needed {
+                        is_hit |= self.contents.collect(&entry, &mut needed.chunks, opener)?;
                     }
                 }
                 // The other entries are looked at all the same.
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
-        is_hit |= self.contents.is_any_lost(&needed)?;
         if is_hit {
             self.nodes.lock().hits.leaves.insert(node_key(&visit.id));
         }

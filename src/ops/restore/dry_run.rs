@@ -19,7 +19,12 @@ pub(super) fn run(
 ) -> Result<(), OpError> {
     // A target that is not there yet has nothing that could stay or go.
     let target = if options.target.exists() {
-        Some(TargetDir::open(&options.target, false, options.overwrite, options.policy)?)
+        Some(TargetDir::open(
+            &options.target,
+            false,
+            options.overwrite,
+            options.policy,
+        )?)
     } else {
         None
     };
@@ -27,25 +32,40 @@ pub(super) fn run(
     let mut lists = TreeReader::new(nodes.blobs());
     let mut buffer = Vec::new();
     for (number, location) in locations.iter().enumerate() {
-        for_each_selected(location, options, nodes, Some(outcome), &mut |components, _, entry, value| {
-            if progress.is_cancelled() {
-                return Err(OpError::Interrupted);
-            }
-            if let Some(target) = &target {
-                if entry.kind == EntryKind::Dir {
-                    dirs.push(LaterDir {
-                        path: components.join(&b'/').into(),
-                        value: value.into(),
-                        root: number,
-                    });
-                } else if stays(repo, options, target, &components, entry, &mut lists, &mut buffer, outcome)? {
-                    outcome.update(|report| report.files_unchanged += 1);
-                    return Ok(());
+        for_each_selected(
+            location,
+            options,
+            nodes,
+            Some(outcome),
+            &mut |components, _, entry, value| {
+                if progress.is_cancelled() {
+                    return Err(OpError::Interrupted);
                 }
-            }
-            outcome.update(|report| count(report, entry));
-            Ok(())
-        })?;
+                if let Some(target) = &target {
+                    if entry.kind == EntryKind::Dir {
+                        dirs.push(LaterDir {
+                            path: components.join(&b'/').into(),
+                            value: value.into(),
+                            root: number,
+                        });
+                    } else if stays(
+                        repo,
+                        options,
+                        target,
+                        &components,
+                        entry,
+                        &mut lists,
+                        &mut buffer,
+                        outcome,
+                    )? {
+                        outcome.update(|report| report.files_unchanged += 1);
+                        return Ok(());
+                    }
+                }
+                outcome.update(|report| count(report, entry));
+                Ok(())
+            },
+        )?;
     }
     if let Some(target) = target.filter(|_| options.delete) {
         for dir in &dirs {

@@ -598,11 +598,7 @@ fn location_below(location: &Location<'_>, path: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// Looks up the entry of what goes to this path in the target.
-fn entry_of(
-    location: &Location<'_>,
-    path: &[u8],
-    nodes: &mut TreeReader<'_, '_>,
-) -> Result<Entry, OpError> {
+fn entry_of(location: &Location<'_>, path: &[u8], nodes: &mut TreeReader<'_, '_>) -> Result<Entry, OpError> {
     let there = Location {
         root: location.root,
         below: location_below(location, path),
