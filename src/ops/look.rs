@@ -15,7 +15,7 @@ use crate::repo::locate::{IndexLocator, Locate, RunLocator};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::{HistoryState, Snapshot};
 use crate::repo::{Repo, RepoError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -48,8 +48,10 @@ pub fn open_reader<'r>(repo: &'r Repo, snapshot: &Snapshot, appetite: Appetite) 
             let mut near = vec![snapshot.id];
             near.extend_from_slice(&snapshot.manifest.parents);
             Box::new(LazyLocator {
+                repo,
                 near,
                 late: RwLock::new(Late::Unasked),
+                found: Mutex::new(Vec::new()),
             })
         }
     };
@@ -63,10 +65,15 @@ pub fn open_synced_reader<'r>(repo: &'r Repo, snapshot: &Snapshot) -> BlobReader
 
 /// The local index as it is; when it does not know a chunk, or what it knows is not there any more, what the repository
 /// lists now: imported if that is cheap, else searched by ranged reads, as long as that is cheaper.
-struct LazyLocator {
+///
+/// What a search has found is remembered on this machine, so that the next look at the same file need not search.
+struct LazyLocator<'r> {
+    repo: &'r Repo,
     /// Sessions whose runs are asked first.
     near: Vec<SessionId>,
     late: RwLock<Late>,
+    /// Found by searching, and not remembered yet.
+    found: Mutex<Vec<(ChunkId, ChunkPlace)>>,
 }
 
 enum Late {
@@ -78,7 +85,23 @@ enum Late {
     Imported,
 }
 
-impl LazyLocator {
+impl LazyLocator<'_> {
+    /// A cache that cannot be written costs another search at the next look.
+    fn remember(&self, found: &[(ChunkId, ChunkPlace)]) {
+        let _ = self.repo.nodes.put_places(found);
+    }
+
+    fn note(&self, id: &ChunkId, place: ChunkPlace) {
+        /// So many are written at once.
+        const BATCH: usize = 1024;
+        let mut found = self.found.lock();
+        found.push((*id, place));
+        if found.len() >= BATCH {
+            self.remember(&found);
+            found.clear();
+        }
+    }
+
     /// Returns the runs to search, or `None` when the local index is in sync.
     fn late(&self, repo: &Repo) -> Result<Option<Arc<RunLocator>>, RepoError> {
         if let Some(answer) = self.late.read().answer() {
@@ -119,6 +142,15 @@ impl LazyLocator {
     }
 }
 
+impl Drop for LazyLocator<'_> {
+    fn drop(&mut self) {
+        let found = std::mem::take(self.found.get_mut());
+        if !found.is_empty() {
+            self.remember(&found);
+        }
+    }
+}
+
 impl Late {
     /// `None`: not known yet, or too dear by now.
     fn answer(&self) -> Option<Option<Arc<RunLocator>>> {
@@ -138,7 +170,7 @@ fn import(repo: &Repo) -> Result<Late, RepoError> {
     Ok(Late::Imported)
 }
 
-impl Locate for LazyLocator {
+impl Locate for LazyLocator<'_> {
     fn copies(
         &self,
         repo: &Repo,
@@ -158,12 +190,20 @@ impl Locate for LazyLocator {
         if repo.index.find(id)?.is_some() && known.iter().cloned().try_for_each(&mut each_new).is_break() {
             return Ok(());
         }
+        if let Some(place) = repo.nodes.place(id)
+            && each_new(place).is_break()
+        {
+            return Ok(());
+        }
         let Some(runs) = self.late(repo)? else {
             return IndexLocator.copies(repo, id, &mut each_new);
         };
         let mut wanted = ControlFlow::Continue(());
         runs.copies(repo, id, &mut |place| {
-            wanted = each_new(place);
+            wanted = each_new(place.clone());
+            if wanted.is_break() {
+                self.note(id, place);
+            }
             wanted
         })?;
         if wanted.is_continue() {

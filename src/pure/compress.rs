@@ -4,6 +4,7 @@
 //! frame, no dictionary, a window within the limit, a declared size that is the expected one. Output goes into a slice
 //! of the expected length; there is nothing that could grow.
 
+use std::io::Cursor;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
 /// Largest window, as a power of two, that the format allows.
@@ -95,21 +96,19 @@ fn configure(context: &mut CCtx<'_>, level: i32) {
     }
 }
 
-/// The destination is hardly longer than a frame may be, so zstd itself gives up early when it does not get there.
+/// A fresh destination is hardly longer than a frame may be, so zstd itself gives up when it does not get there.
 fn append_if_smaller(context: &mut CCtx<'_>, raw: &[u8], out: &mut Vec<u8>) -> bool {
     let frame_bytes_max = raw.len() - (raw.len() * 3).div_ceil(100);
     let start = out.len();
-    out.resize(start + frame_bytes_max + FRAME_SLACK, 0);
-    match context.compress2(&mut out[start..], raw) {
-        Ok(written) if written <= frame_bytes_max => {
-            out.truncate(start + written);
-            true
-        }
-        _ => {
-            out.truncate(start);
-            false
-        }
+    // Only room, not bytes: what a chunk does not need is not touched.
+    out.reserve(frame_bytes_max + FRAME_SLACK);
+    let mut end = Cursor::new(&mut *out);
+    end.set_position(start as u64);
+    let is_small = matches!(context.compress2(&mut end, raw), Ok(written) if written <= frame_bytes_max);
+    if !is_small {
+        out.truncate(start);
     }
+    is_small
 }
 
 /// Whether the order-0 entropy of a sample says that compressing is a waste of time.

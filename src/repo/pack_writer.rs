@@ -8,6 +8,7 @@ use super::open::store_key;
 use super::presence::Presence;
 use crate::edge::host;
 use crate::edge::store::{Created, Store};
+use crate::pure::base::memory::{META_PACKS_AT_ONCE, data_packs_at_once};
 use crate::pure::crypto::{BlobKey, Domain, KeyRing, ObjectClass, Secret, Slot};
 use crate::pure::format::blob::{self, BlobType, Codec, Opened, Opener, Padding};
 use crate::pure::format::config::Config;
@@ -17,7 +18,7 @@ use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +28,8 @@ use std::thread::JoinHandle;
 const SHARDS: usize = 16;
 /// A pack never holds more blobs than this, so that its trailer stays readable with one further request.
 const BLOBS_MAX: usize = 65_536;
+/// A pack has one session key, in its first slot.
+const SLOT: u16 = 0;
 /// Ids of durable blobs that the local index could not take are kept in memory up to here (about 100 MiB); beyond that the
 /// session stores a few things twice.
 const KEPT_IDS_MAX: u64 = 2_000_000;
@@ -92,6 +95,46 @@ pub enum Claim {
     Known,
 }
 
+/// A pack from its first blob until it is stored.
+struct OpenPack {
+    pack: PackBuilder,
+    _place: Place,
+}
+
+/// Bounds how many packs there are at once. Whoever begins a pack waits until an older one has been stored.
+struct Room {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// One place in a [`Room`], given back when dropped.
+struct Place(Arc<Room>);
+
+impl Room {
+    fn new(places: usize) -> Arc<Room> {
+        Arc::new(Room {
+            free: Mutex::new(places),
+            freed: Condvar::new(),
+        })
+    }
+
+    fn take(self: &Arc<Room>) -> Place {
+        let mut free = self.free.lock();
+        while *free == 0 {
+            self.freed.wait(&mut free);
+        }
+        *free -= 1;
+        Place(self.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        self.0.freed.notify_one();
+    }
+}
+
 /// Proof that every pack of a writer is durable and described. Only [`PackWriter::finish`] makes one.
 #[derive(Debug)]
 pub struct Durable {
@@ -107,9 +150,11 @@ struct Shared {
     padding: Padding,
     epoch: u32,
     targets: [usize; 2],
-    lanes: [Vec<Mutex<Option<PackBuilder>>>; 2],
+    lanes: [Vec<Mutex<Option<OpenPack>>>; 2],
+    /// How many packs may be in memory.
+    room: [Arc<Room>; 2],
     in_flight: Vec<Mutex<HashSet<ChunkId>>>,
-    buffers: Mutex<Vec<Vec<u8>>>,
+    buffers: [Mutex<Vec<Vec<u8>>>; 2],
     poisoned: AtomicBool,
     poison: Mutex<Option<RepoError>>,
     used: Mutex<HashSet<PackId>>,
@@ -152,7 +197,7 @@ impl CurrentWriter {
 /// Writes the packs of one session.
 pub struct PackWriter {
     shared: Arc<Shared>,
-    queue: Mutex<Option<Sender<(PackKind, PackBuilder)>>>,
+    queue: Mutex<Option<Sender<OpenPack>>>,
     uploaders: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -171,6 +216,7 @@ impl PackWriter {
         counts: Arc<WriterCounts>,
     ) -> Result<PackWriter, RepoError> {
         let lanes = config.lanes.clamp(1, 4) as usize;
+        let uploads = uploads.max(1);
         let make_lanes = |count| (0..count).map(|_| Mutex::new(None)).collect();
         let clamp = |bytes: u64| bytes.clamp(1 << 20, 1 << 30) as usize;
         let shared = Arc::new(Shared {
@@ -185,8 +231,9 @@ impl PackWriter {
             targets: [clamp(config.data_pack_bytes), clamp(config.meta_pack_bytes)],
             // Metadata blobs are few: one open pack is enough.
             lanes: [make_lanes(lanes), make_lanes(1)],
+            room: [data_packs_at_once(lanes, uploads), META_PACKS_AT_ONCE].map(Room::new),
             in_flight: (0..SHARDS).map(|_| Mutex::new(HashSet::new())).collect(),
-            buffers: Mutex::new(Vec::new()),
+            buffers: Default::default(),
             poisoned: AtomicBool::new(false),
             poison: Mutex::new(None),
             used: Mutex::new(HashSet::new()),
@@ -201,10 +248,10 @@ impl PackWriter {
         });
         // The queue holds nothing: a full pack waits in the hands of the thread that filled it, which bounds memory.
         let (queue, packs) = bounded(0);
-        let uploaders: Vec<JoinHandle<()>> = (0..uploads.max(1))
+        let uploaders: Vec<JoinHandle<()>> = (0..uploads)
             .map(|_| {
                 let shared = shared.clone();
-                let packs: Receiver<(PackKind, PackBuilder)> = packs.clone();
+                let packs: Receiver<OpenPack> = packs.clone();
                 std::thread::Builder::new()
                     .name("upload".into())
                     .spawn(move || shared.upload_all(&packs))
@@ -278,7 +325,14 @@ impl PackWriter {
         Ok(Claim::New)
     }
 
-    /// Seals a claimed blob into an open pack. `payload` is coded as `codec` says. Blocks while uploads are behind.
+    /// Begins the frame of a blob in `frame`. The caller appends the payload, coded as `codec` says, and calls [`Self::add`].
+    pub fn begin(frame: &mut Vec<u8>, codec: Codec, raw_len: u32) {
+        frame.clear();
+        blob::begin_frame(frame, SLOT, codec, raw_len);
+    }
+
+    /// Seals a claimed blob and puts it into an open pack. `frame` was begun with `codec` and `raw_len` and holds the payload.
+    /// Blocks while uploads are behind.
     ///
     /// # Errors
     /// When the writer is poisoned.
@@ -288,7 +342,6 @@ impl PackWriter {
         id: &ChunkId,
         codec: Codec,
         raw_len: u32,
-        payload: &[u8],
         frame: &mut Vec<u8>,
     ) -> Result<(), RepoError> {
         let shared = &*self.shared;
@@ -299,46 +352,36 @@ impl PackWriter {
             PackKind::Meta
         };
         let (_, key) = shared.session_keys.of(kind);
-        frame.clear();
-        blob::seal_frame(
-            frame,
-            key,
-            shared.keys.repo(),
-            0,
-            ty,
-            id,
-            codec,
-            raw_len,
-            payload,
-            shared.padding,
-        );
+        blob::end_frame(frame, 0, key, shared.keys.repo(), ty, id, shared.padding);
         shared.counts.chunks_new.fetch_add(1, Ordering::Relaxed);
         shared.counts.bytes_new.fetch_add(u64::from(raw_len), Ordering::Relaxed);
         // Ids are outputs of a keyed hash, so any byte of one picks a lane at random.
         let lanes = &shared.lanes[kind as usize];
-        let mut lane = lanes[usize::from(id.0[31]) % lanes.len()].lock();
-        let full = match &*lane {
-            Some(pack) => pack.len() + frame.len() > shared.targets[kind as usize] || pack.records().len() >= BLOBS_MAX,
-            None => false,
-        };
-        let finished = if full { lane.take() } else { None };
-        let pack = lane.get_or_insert_with(|| shared.new_pack(kind));
+        let number = usize::from(id.0[31]) % lanes.len();
+        let mut lane = lanes[number].lock();
+        while lane.as_ref().is_some_and(|open| {
+            let OpenPack { pack, .. } = open;
+            pack.len() + frame.len() > shared.targets[kind as usize] || pack.records().len() >= BLOBS_MAX
+        }) {
+            // Without the lane: others may begin the next pack meanwhile.
+            let full = lane.take();
+            drop(lane);
+            full.map_or(Ok(()), |pack| self.send(pack))?;
+            lane = lanes[number].lock();
+        }
+        let OpenPack { pack, .. } = lane.get_or_insert_with(|| shared.new_pack(kind));
         let base = if let Codec::Delta(base) = codec {
             Some(base)
         } else {
             None
         };
         pack.push(ty, *id, raw_len, base, frame);
-        drop(lane);
-        if let Some(pack) = finished {
-            self.send(kind, pack)?;
-        }
         Ok(())
     }
 
-    fn send(&self, kind: PackKind, pack: PackBuilder) -> Result<(), RepoError> {
+    fn send(&self, pack: OpenPack) -> Result<(), RepoError> {
         let queue = self.queue.lock().clone().ok_or(RepoError::Poisoned)?;
-        queue.send((kind, pack)).map_err(|_| RepoError::Poisoned)
+        queue.send(pack).map_err(|_| RepoError::Poisoned)
     }
 
     /// Returns how many blobs wait to be listed in a run.
@@ -370,8 +413,8 @@ impl PackWriter {
         for kind in [PackKind::Data, PackKind::Meta] {
             for lane in &self.shared.lanes[kind as usize] {
                 let pack = lane.lock().take();
-                if let Some(pack) = pack.filter(|pack| !pack.is_empty()) {
-                    self.send(kind, pack)?;
+                if let Some(pack) = pack.filter(|open| !open.pack.is_empty()) {
+                    self.send(pack)?;
                 }
             }
         }
@@ -505,7 +548,9 @@ impl Shared {
         }
     }
 
-    fn new_pack(&self, kind: PackKind) -> PackBuilder {
+    /// Begins a pack. Blocks while there is no room for one.
+    fn new_pack(&self, kind: PackKind) -> OpenPack {
+        let place = self.room[kind as usize].take();
         let header = PackHeader {
             kind,
             epoch: self.epoch,
@@ -513,14 +558,17 @@ impl Shared {
             pack: PackId(host::random()),
             session: self.session,
         };
-        let buffer = self.buffers.lock().pop();
+        let buffer = self.buffers[kind as usize].lock().pop();
         let buffer = buffer.unwrap_or_else(|| PackBuilder::buffer_for(self.targets[kind as usize]));
-        PackBuilder::new(header, vec![self.session_keys.of(kind).0], buffer)
+        OpenPack {
+            pack: PackBuilder::new(header, vec![self.session_keys.of(kind).0], buffer),
+            _place: place,
+        }
     }
 
-    fn upload_all(&self, packs: &Receiver<(PackKind, PackBuilder)>) {
+    fn upload_all(&self, packs: &Receiver<OpenPack>) {
         let mut opener = Opener::new();
-        for (_, pack) in packs {
+        for OpenPack { pack, _place } in packs {
             if self.poisoned.load(Ordering::Acquire) {
                 continue;
             }
@@ -568,11 +616,11 @@ impl Shared {
         self.counts.packs_uploaded.fetch_add(1, Ordering::Relaxed);
         self.unlisted_records
             .fetch_add(own.records.len() as u64, Ordering::Relaxed);
-        self.unlisted.lock().push(own);
-        // A fresh 32 MiB buffer costs more in page faults than hashing it: use it again.
+        // A fresh buffer costs more in page faults than hashing it: use it again.
         if let Ok(bytes) = body.try_into_mut() {
-            self.buffers.lock().push(bytes.into());
+            self.buffers[own.kind as usize].lock().push(bytes.into());
         }
+        self.unlisted.lock().push(own);
         Ok(())
     }
 

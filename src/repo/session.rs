@@ -540,11 +540,13 @@ impl<'r> Session<'r> {
             return Err(internal("a run would list another writer's packs"));
         }
         let content = run_content(&packs);
+        let ids: Vec<PackId> = packs.iter().map(|pack| pack.pack).collect();
+        // The content says the same again: megabytes, when files are many.
+        drop(packs);
         let body = run::encode_l0(&content, &identity, &repo.keys, &repo.signer, host::random())
             .map_err(object_error("sealing", &name))?;
         let size = body.len() as u64;
         create_new(&*repo.store, &name, body, "an index run")?;
-        let ids: Vec<PackId> = packs.iter().map(|pack| pack.pack).collect();
         self.after_durable(
             repo.index
                 .packs_listed(&name.to_string(), &self.id, &repo.kid, self.next_run, &ids),
@@ -875,6 +877,9 @@ pub fn run_content(packs: &[OwnPack]) -> RunContent {
     let mut packs: Vec<&OwnPack> = packs.iter().collect();
     packs.sort_by_key(|pack| pack.pack);
     let mut content = RunContent::default();
+    content
+        .chunks
+        .reserve_exact(packs.iter().map(|pack| pack.records.len()).sum());
     for (pack_ix, own) in packs.into_iter().enumerate() {
         let pack_ix = pack_ix as u32;
         let first = content.slots.len() as u32;

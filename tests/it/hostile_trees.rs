@@ -18,7 +18,7 @@ use larder::pure::tree::build::{NodeSink, TreeBuilder};
 use larder::pure::tree::key;
 use larder::repo::Repo;
 use larder::repo::error::RepoError;
-use larder::repo::pack_writer::{Claim, CurrentWriter};
+use larder::repo::pack_writer::{Claim, CurrentWriter, PackWriter};
 use larder::repo::reader::TreeReader;
 use larder::repo::session::{OutcomeLabel, Session};
 use larder::repo::snapshots::Snapshot;
@@ -82,7 +82,10 @@ impl NodeSink for Nodes<'_> {
         let writer = self.1.get();
         if writer.claim(&id)? == Claim::New {
             let size = node.len() as u32;
-            writer.add(BlobType::Node, &id, Codec::Raw, size, &node, &mut Vec::new())?;
+            let mut frame = Vec::new();
+            PackWriter::begin(&mut frame, Codec::Raw, size);
+            frame.extend_from_slice(&node);
+            writer.add(BlobType::Node, &id, Codec::Raw, size, &mut frame)?;
         }
         Ok(id)
     }

@@ -15,7 +15,7 @@ use larder::pure::format::run::{RunChunk, RunContent, RunDelta, RunPack, StoredA
 use larder::pure::format::session::SessionRole;
 use larder::pure::id::{ChunkId, KeyId, PackId, SessionId};
 use larder::repo::open::{self, Credential, LocalOptions, create_new};
-use larder::repo::pack_writer::{Claim, SessionKeys};
+use larder::repo::pack_writer::{Claim, PackWriter, SessionKeys};
 use larder::repo::session::{OutcomeLabel, Session};
 use larder::repo::snapshots::Filter;
 use larder::repo::{Repo, RepoError};
@@ -593,11 +593,11 @@ fn store_something(repo: &Repo, session: &Session<'_>) {
     let id = repo.keys.data_id(&raw).unwrap();
     assert_eq!(session.writer().claim(&id).unwrap(), Claim::New);
     let (ty, codec) = (BlobType::Data, Codec::Raw);
+    let raw_len = raw.len() as u32;
     let mut frame = Vec::new();
-    session
-        .writer()
-        .add(ty, &id, codec, raw.len() as u32, &raw, &mut frame)
-        .unwrap();
+    PackWriter::begin(&mut frame, codec, raw_len);
+    frame.extend_from_slice(&raw);
+    session.writer().add(ty, &id, codec, raw_len, &mut frame).unwrap();
 }
 
 /// A session that died after it had uploaded packs, before any run; returns their number.

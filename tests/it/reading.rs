@@ -511,6 +511,44 @@ fn one_file_on_a_new_machine_does_not_need_the_whole_index() {
     }
 }
 
+#[test]
+fn what_was_searched_for_once_is_found_again_without_a_search() {
+    let ward = Ward::usual();
+    ward.write("file", &noise(1, 100_000));
+    let copies = two_copies(&ward);
+    generate::index_rows(&ward.open("both"), 120_000, &Progress::default()).unwrap();
+    let snapshot = latest(&ward.open("both"));
+    let id = chunk_of(&ward.open("both"), &snapshot);
+    // Reads of the index on a machine that does not hold it.
+    let look = |without: Option<&ChunkPlace>| {
+        let store = Sick {
+            inner: ward.store.inner.fork(),
+            ..Sick::default()
+        };
+        if let Some(copy) = without {
+            store.inner.remove(&[pack_key(copy)]).unwrap();
+        }
+        let store = Arc::new(store);
+        let repo = open_at(store.clone(), &ward.dir.path().join("bare"));
+        let mut plain = Vec::new();
+        look::open_reader(&repo, &snapshot, Appetite::Little)
+            .unwrap()
+            .read(BlobType::Data, &id, &mut Opener::new(), &mut plain)
+            .unwrap();
+        assert_eq!(plain, noise(1, 100_000));
+        let log = store.log.lock();
+        log.iter().filter(|(key, _)| key.starts_with("idx/")).count()
+    };
+    assert!(look(None) > 0);
+    assert_eq!(look(None), 0);
+    // One of these is what was remembered: it is gone, and the other one is searched for.
+    let searched = copies.iter().filter(|copy| look(Some(copy)) > 0).count();
+    assert!(
+        searched > 0,
+        "whatever was remembered is believed only when it is there"
+    );
+}
+
 /// Of a long history only the newest outcomes are read to find `latest`; the chunks of older ones are needed all the same.
 #[test]
 fn a_new_machine_restores_all_of_the_newest_of_many_snapshots() {

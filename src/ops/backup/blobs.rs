@@ -25,7 +25,6 @@ pub struct BlobWorker<'a> {
     keys: &'a KeyRing,
     writer: &'a CurrentWriter,
     compressor: Compressor,
-    compressed: Vec<u8>,
     frame: Vec<u8>,
 }
 
@@ -36,7 +35,6 @@ impl<'a> BlobWorker<'a> {
             keys,
             writer,
             compressor: Compressor::new(zstd_level.clamp(1, 19) as i32),
-            compressed: Vec::new(),
             frame: Vec::new(),
         }
     }
@@ -86,13 +84,16 @@ impl<'a> BlobWorker<'a> {
         if writer.claim(id)? == Claim::Known {
             return Ok(());
         }
-        self.compressed.clear();
-        let (codec, payload) = if self.compressor.compress(raw, &mut self.compressed) {
-            (Codec::Zstd, self.compressed.as_slice())
-        } else {
-            (Codec::Raw, raw)
-        };
-        writer.add(ty, id, codec, raw.len() as u32, payload, &mut self.frame)
+        let raw_len = raw.len() as u32;
+        let frame = &mut self.frame;
+        let mut codec = Codec::Zstd;
+        PackWriter::begin(frame, codec, raw_len);
+        if !self.compressor.compress(raw, frame) {
+            codec = Codec::Raw;
+            PackWriter::begin(frame, codec, raw_len);
+            frame.extend_from_slice(raw);
+        }
+        writer.add(ty, id, codec, raw_len, frame)
     }
 }
 

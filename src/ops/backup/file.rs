@@ -160,6 +160,7 @@ impl<'s, 'a> FileWriter<'s, 'a> {
     }
 
     fn drain(&mut self, at_end: bool, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
+        let shared = self.shared;
         while let Some(chunk) = self.window.next_chunk(at_end) {
             let index = {
                 let mut pieces = self.file.pieces.lock();
@@ -170,7 +171,11 @@ impl<'s, 'a> FileWriter<'s, 'a> {
                 });
                 pieces.len() - 1
             };
-            let mut raw = self.shared.buffers.lock().pop().unwrap_or_default();
+            if shared.offers.is_full() {
+                self.file.store(index, chunk, shared, worker);
+                continue;
+            }
+            let mut raw = shared.buffers.lock().pop().unwrap_or_default();
             raw.clear();
             raw.extend_from_slice(chunk);
             self.file.outstanding.fetch_add(1, Ordering::AcqRel);
@@ -180,9 +185,10 @@ impl<'s, 'a> FileWriter<'s, 'a> {
                 index,
                 is_done: false,
             };
-            match self.shared.offers.try_send(task) {
+            match shared.offers.try_send(task) {
                 Ok(()) => {}
-                Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => task.run(self.shared, worker),
+                // Another reader was quicker.
+                Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => task.run(shared, worker),
             }
         }
         if self.file.failure.lock().is_some() {
@@ -209,6 +215,17 @@ impl FileInProgress {
         })
     }
 
+    /// Stores a chunk, whose place is `index`.
+    fn store(&self, index: usize, raw: &[u8], shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+        match worker.data(raw) {
+            Ok(piece) => self.pieces.lock()[index] = piece,
+            Err(error) => {
+                self.failure.lock().get_or_insert(error);
+            }
+        }
+        shared.progress.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
+    }
+
     /// Counts one part as done; returns what has to be finished if it was the last.
     fn take_end(&self) -> Option<FileEnd> {
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) > 1 {
@@ -230,16 +247,7 @@ impl FileInProgress {
 impl ChunkTask {
     /// Stores the chunk.
     pub fn run(mut self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
-        match worker.data(&self.raw) {
-            Ok(piece) => self.file.pieces.lock()[self.index] = piece,
-            Err(error) => {
-                self.file.failure.lock().get_or_insert(error);
-            }
-        }
-        shared
-            .progress
-            .bytes
-            .fetch_add(self.raw.len() as u64, Ordering::Relaxed);
+        self.file.store(self.index, &self.raw, shared, worker);
         shared.buffers.lock().push(std::mem::take(&mut self.raw));
         self.is_done = true;
         self.file.one_done(shared, worker);

@@ -457,7 +457,7 @@ impl Pass<'_> {
         let cutter = Cutter::new(profile, gear);
         let level = options.zstd_level.unwrap_or(repo.config.zstd_level);
         let threads = options.threads.max(1);
-        let (offers, chunk_tasks) = bounded(2 * threads);
+        let (offers, chunk_tasks) = bounded(threads);
         let (job_sender, jobs) = bounded::<work::Job>(64 * threads);
         let (order_sender, order) = bounded::<Slot>(ORDER_MAX);
         let problems = Problems::default();

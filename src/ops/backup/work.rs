@@ -367,15 +367,11 @@ impl EntryReader<'_, '_> {
         entry: &mut Entry,
         worker: &mut BlobWorker<'_>,
     ) -> Result<(), RepoError> {
-        /// Larger reads gain nothing, and smaller ones leave the bytes in the second-level cache.
-        const READ_BYTES: usize = 1 << 20;
         loop {
             if self.shared.is_stopped() {
                 return Err(RepoError::Interrupted);
             }
-            let room = self.writer.room();
-            let limit = room.len().min(READ_BYTES);
-            match file.read(&mut room[..limit]) {
+            match file.read(self.writer.room()) {
                 Ok(0) => return Ok(()),
                 Ok(count) => {
                     self.bytes_read.fetch_add(count as u64, Ordering::Relaxed);

@@ -12,7 +12,7 @@ const PROGRAM: u64 = 40 * MIB;
 pub const CEILING_MIN: u64 = 144 * MIB;
 /// Without a ceiling, what all packs of a backup into a directory take together where threads are few. Measured: a disk gains
 /// nothing from packs larger than this gives …
-const PACKS_IN_DIRECTORY: u64 = 56 * MIB;
+const PACKS_IN_DIRECTORY: u64 = 40 * MIB;
 /// … while a remote store is paid by the request.
 const PACKS_REMOTE: u64 = 256 * MIB;
 /// Packs below this cost so many requests that fewer threads are the better choice.
@@ -96,7 +96,7 @@ impl BackupNeeds {
         } else {
             (PACKS_REMOTE, self.uploads, self.lanes)
         };
-        let each = for_packs / packs_at_once(lanes, self.threads, uploads);
+        let each = for_packs / packs_at_once(lanes, uploads);
         BackupShare {
             threads: self.threads,
             uploads,
@@ -169,7 +169,7 @@ impl Ceiling {
             let Some(for_packs) = self.left().checked_sub(outside_of_packs(needs, threads, uploads)) else {
                 continue;
             };
-            let buffer = for_packs / packs_at_once(needs.lanes, threads, uploads);
+            let buffer = for_packs / packs_at_once(needs.lanes, uploads);
             if buffer >= buffer_least {
                 return Ok(BackupShare {
                     threads,
@@ -179,7 +179,7 @@ impl Ceiling {
                 });
             }
         }
-        let least = outside_of_packs(needs, 1, 1) + packs_at_once(needs.lanes, 1, 1) * buffer_min;
+        let least = outside_of_packs(needs, 1, 1) + packs_at_once(needs.lanes, 1) * buffer_min;
         Err(self.too_small(least))
     }
 
@@ -222,17 +222,23 @@ impl Ceiling {
     }
 }
 
-/// Data packs that are filled, one of metadata, one in each upload, and one that each worker or the tree builder has filled
-/// and cannot hand over yet.
-fn packs_at_once(lanes: usize, threads: usize, uploads: usize) -> u64 {
-    (lanes + 1 + uploads + threads + 1) as u64
+/// How many packs of data a backup holds at once: those that are filled, one in each upload, and one that is full and waits.
+pub fn data_packs_at_once(lanes: usize, uploads: usize) -> usize {
+    lanes + uploads + 1
+}
+
+/// The same for packs of metadata: one that is filled, and one in an upload.
+pub const META_PACKS_AT_ONCE: usize = 2;
+
+fn packs_at_once(lanes: usize, uploads: usize) -> u64 {
+    (data_packs_at_once(lanes, uploads) + META_PACKS_AT_ONCE) as u64
 }
 
 /// What workers and uploads hold beside packs.
 fn outside_of_packs(needs: BackupNeeds, threads: usize, uploads: usize) -> u64 {
     let chunk = needs.chunk_bytes_max;
-    // A window of two chunks, one compressed, one sealed; two on offer, one being stored and one being handed over.
-    let worker = 8 * chunk + zstd_bytes(needs.zstd_level);
+    // A window of a chunk and a read, one compressed, one sealed; one on offer, one being stored and one being handed over.
+    let worker = 6 * chunk + MIB + zstd_bytes(needs.zstd_level);
     // Each upload opens the chunks of its pack again, one after the other.
     threads as u64 * worker + uploads as u64 * chunk
 }
@@ -270,7 +276,7 @@ mod tests {
             + index.filter_bytes_max
             + u64::from(index.page_caches_kib) * 1024
             + outside_of_packs(needs, share.threads, share.uploads)
-            + packs_at_once(needs.lanes, share.threads, share.uploads) * share.pack_bytes
+            + packs_at_once(needs.lanes, share.uploads) * share.pack_bytes
     }
 
     #[test]
@@ -343,7 +349,7 @@ mod tests {
         let smaller = backup(512, NEEDS).unwrap();
         assert_eq!((smaller.threads, smaller.uploads), (4, 3));
         assert!(smaller.pack_bytes < 32 * MIB);
-        let fewer = backup(380, NEEDS).unwrap();
+        let fewer = backup(310, NEEDS).unwrap();
         assert_eq!(fewer.threads, 4);
         assert!(fewer.uploads < 3, "{fewer:?}");
         let least = backup(CEILING_MIN / MIB, NEEDS).unwrap();

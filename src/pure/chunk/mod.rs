@@ -66,7 +66,8 @@ impl Cutter {
         &self.profile
     }
 
-    /// Returns the length of the first chunk of `bytes`. `bytes` must hold at least `max` bytes unless it ends the file; not empty.
+    /// Returns the length of the first chunk of `bytes` (not empty). Where `bytes` holds less than `max` bytes and does not end the
+    /// file, a result that is shorter than `bytes` is right if there are `center` bytes at least; one as long says nothing.
     pub fn cut(&self, bytes: &[u8]) -> usize {
         let Profile {
             min,

@@ -14,7 +14,9 @@ use crate::pure::crypto::{BlobKey, Domain, KeyRing};
 use crate::pure::id::{ChunkId, RepoId};
 
 /// Bytes that a frame has beyond its payload: slot index, codec, length, tag.
-pub const FRAME_OVERHEAD: usize = 2 + 5 + 16;
+pub const FRAME_OVERHEAD: usize = SLOT_INDEX_LEN + 5 + 16;
+/// The slot index stands before the sealed part.
+const SLOT_INDEX_LEN: usize = 2;
 /// Largest plaintext of a blob.
 pub const RAW_BYTES_MAX: usize = 16 << 20;
 /// Largest plaintext of a tree node or list node.
@@ -111,24 +113,43 @@ pub fn seal_frame(
     payload: &[u8],
     padding: Padding,
 ) -> usize {
+    let start = out.len();
+    begin_frame(out, slot_index, codec, raw_len);
+    out.extend_from_slice(payload);
+    end_frame(out, start, key, repo, ty, id, padding);
+    out.len() - start
+}
+
+/// Begins a frame at the end of `out`. The payload is appended next, then [`end_frame`] seals it: so a compressor writes to where
+/// its result is sealed.
+pub fn begin_frame(out: &mut Vec<u8>, slot_index: u16, codec: Codec, raw_len: u32) {
     let (codec_byte, base): (u8, &[u8]) = match &codec {
         Codec::Raw => (CODEC_RAW, &[]),
         Codec::Zstd => (CODEC_ZSTD, &[]),
         Codec::Delta(base) => (CODEC_DELTA, base.as_bytes()),
     };
-    let start = out.len();
-    let plaintext_start = start + 2;
-    let plaintext_end = plaintext_start + padding.padded_len(5 + base.len() + payload.len());
-    out.reserve(plaintext_end + TAG_LEN - start);
     out.extend_from_slice(&slot_index.to_le_bytes());
     out.push(codec_byte);
     out.extend_from_slice(&raw_len.to_le_bytes());
     out.extend_from_slice(base);
-    out.extend_from_slice(payload);
+}
+
+/// Pads and seals the frame that began at `start` and ends `out`.
+pub fn end_frame(
+    out: &mut Vec<u8>,
+    start: usize,
+    key: &BlobKey,
+    repo: &RepoId,
+    ty: BlobType,
+    id: &ChunkId,
+    padding: Padding,
+) {
+    let plaintext_start = start + SLOT_INDEX_LEN;
+    let plaintext_end = plaintext_start + padding.padded_len(out.len() - plaintext_start);
+    out.reserve(plaintext_end + TAG_LEN - out.len());
     out.resize(plaintext_end, 0);
     key.sealer
         .seal_in_place(&nonce(id), out, plaintext_start, &aad(ty, repo, id));
-    out.len() - start
 }
 
 /// The first bytes of the id: equal nonces mean equal content.

@@ -30,7 +30,7 @@ pub enum StoredAs {
 
 impl StoredAs {
     /// Reads a nibble that may stand in a run. Manifests are in no pack, so in no run.
-    fn from_nibble(nibble: u32) -> Option<StoredAs> {
+    pub fn from_nibble(nibble: u32) -> Option<StoredAs> {
         match nibble {
             0 => Some(StoredAs::Data),
             1 => Some(StoredAs::Node),

@@ -17,6 +17,7 @@ pub mod filter;
 pub mod lookup;
 pub mod memory;
 pub mod nodes;
+pub mod places;
 
 pub use catalog::{OwnPack, PackState};
 pub use lookup::{ChunkPlace, IndexStats, IndexedChunk, PackInfo};

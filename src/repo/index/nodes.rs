@@ -283,6 +283,11 @@ impl NodeCache {
         keyed_hash(&self.name_key, &[b"root", source.as_bytes(), path])
     }
 
+    /// The name under which the place of a chunk is kept. It is no chunk's id.
+    pub(super) fn place_name(&self, id: &ChunkId) -> ChunkId {
+        ChunkId(keyed_hash(&self.name_key, &[b"place", id.as_bytes()]))
+    }
+
     /// Takes a failure for "not there", after seeing to it that a damaged file is not used again.
     fn tried<T>(&self, result: Result<T, rusqlite::Error>) -> Option<T> {
         result.map_err(|source| failed(&self.path, source)).ok()
