@@ -375,6 +375,9 @@ pub struct BackupArgs {
     /// Compression level of zstd, 1 to 19 [default: the repository's]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=19))]
     pub compression_level: Option<u32>,
+    /// Whether chunks that resemble those of the last snapshot are stored as differences
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub delta: DeltaArg,
     /// Say what would be read, and write nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -469,6 +472,16 @@ pub struct DumpArgs {
 }
 
 /// Format of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeltaArg {
+    /// In a local repository
+    Auto,
+    /// In a remote one too: bases are fetched from it
+    Always,
+    /// Every chunk by itself
+    Never,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ArchiveArg {
     Tar,

@@ -289,7 +289,12 @@ impl Context {
     ///
     /// # Errors
     /// When the ceiling of memory is too low.
-    pub fn share_of_backup(&self, repo: &mut Repo, zstd_level: Option<u32>) -> Result<BackupShare, Failure> {
+    pub fn share_of_backup(
+        &self,
+        repo: &mut Repo,
+        zstd_level: Option<u32>,
+        deltas: bool,
+    ) -> Result<BackupShare, Failure> {
         let most = if repo.store.is_local() { 2 } else { REMOTE_UPLOADS };
         let uploads = self
             .globals
@@ -304,6 +309,7 @@ impl Context {
             lanes: config.lanes.clamp(1, 4) as usize,
             chunk_bytes_max: chunk_bytes_max(config),
             zstd_level: zstd_level.unwrap_or(config.zstd_level),
+            deltas,
         };
         let share = match self.memory {
             Some(ceiling) => ceiling.backup(needs).map_err(too_small)?,

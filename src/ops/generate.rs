@@ -68,7 +68,7 @@ pub fn index_rows(repo: &Repo, chunks: u64, progress: &Progress) -> Result<(), O
             records,
         };
         repo.index.add_pack(&pack)?;
-        session.writer().adopt(pack);
+        session.writer().adopt(pack)?;
         session.tick()?;
         left -= count;
         progress.files.fetch_add(count, Ordering::Relaxed);

@@ -84,6 +84,8 @@ pub struct WriterCounts {
     /// Bytes of packs that were uploaded.
     pub bytes_stored: AtomicU64,
     pub packs_uploaded: AtomicU64,
+    /// Blobs that were stored as deltas.
+    pub deltas: AtomicU64,
 }
 
 /// Whether a blob has to be written by the caller.
@@ -325,6 +327,40 @@ impl PackWriter {
         Ok(Claim::New)
     }
 
+    /// Returns what a delta that resembles the stored chunk `id` may be made against: the chunk itself if it has a full copy,
+    /// else what its copy is a delta against, so that no delta is a base. From then on the session depends on the pack of
+    /// that full copy. `None`: there is none that another session has stored and that is there.
+    ///
+    /// # Errors
+    /// When the store fails, or the writer is poisoned.
+    pub fn claim_base(&self, id: &ChunkId) -> Result<Option<ChunkId>, RepoError> {
+        let shared = &*self.shared;
+        shared.check_poison()?;
+        let _between = shared.claims.read();
+        let found = shared.lookup(id, |shared| shared.full_copy_for(id))?;
+        Ok(found.map(|(base, pack)| {
+            shared.used.lock().insert(pack);
+            base
+        }))
+    }
+
+    /// Looks for the full copies that the deltas in a pack of an interrupted run need. `None`: one is not there any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn packs_of_bases(&self, pack: &OwnPack) -> Result<Option<HashSet<PackId>>, RepoError> {
+        let bases: HashSet<ChunkId> = pack.records.iter().filter_map(|record| record.base).collect();
+        let mut packs = HashSet::new();
+        for base in bases {
+            let found = self.shared.lookup(&base, |shared| shared.full_copy_for(&base))?;
+            match found {
+                Some((full, pack)) if full == base => packs.insert(pack),
+                _ => return Ok(None),
+            };
+        }
+        Ok(Some(packs))
+    }
+
     /// Begins the frame of a blob in `frame`. The caller appends the payload, coded as `codec` says, and calls [`Self::add`].
     pub fn begin(frame: &mut Vec<u8>, codec: Codec, raw_len: u32) {
         frame.clear();
@@ -371,6 +407,7 @@ impl PackWriter {
         }
         let OpenPack { pack, .. } = lane.get_or_insert_with(|| shared.new_pack(kind));
         let base = if let Codec::Delta(base) = codec {
+            shared.counts.deltas.fetch_add(1, Ordering::Relaxed);
             Some(base)
         } else {
             None
@@ -389,14 +426,26 @@ impl PackWriter {
         self.shared.unlisted_records.load(Ordering::Relaxed)
     }
 
-    /// Takes over a pack of an interrupted run that was seen to be durable.
-    pub fn adopt(&self, pack: OwnPack) {
+    /// Takes over a pack of an interrupted run that was seen to be durable, unless a delta in it has lost its base: returns
+    /// whether it did.
+    ///
+    /// # Errors
+    /// When the store fails; then it did not.
+    pub fn adopt(&self, pack: OwnPack) -> Result<bool, RepoError> {
+        let _between = self.shared.claims.read();
+        let Some(bases) = self.packs_of_bases(&pack)? else {
+            return Ok(false);
+        };
         self.shared.presence.confirm(pack.pack);
-        self.shared.used.lock().insert(pack.pack);
+        let mut used = self.shared.used.lock();
+        used.extend(bases);
+        used.insert(pack.pack);
+        drop(used);
         self.shared
             .unlisted_records
             .fetch_add(pack.records.len() as u64, Ordering::Relaxed);
         self.shared.unlisted.lock().push(pack);
+        Ok(true)
     }
 
     /// Takes the durable packs that no run lists yet.
@@ -474,32 +523,63 @@ impl Shared {
 
     /// Looks for a copy that can be referred to, and notes the packs that the session then depends on.
     fn refers_to_stored(&self, id: &ChunkId) -> Result<bool, RepoError> {
-        if !self.index.maybe(id) || self.lookups_are_off.load(Ordering::Acquire) {
-            return Ok(false);
-        }
         let _between = self.claims.read();
-        match self.packs_of_stored(id) {
-            Ok(Some((pack, base))) => {
-                let mut used = self.used.lock();
-                used.insert(pack);
-                used.extend(base);
-                Ok(true)
-            }
-            Ok(None) => Ok(false),
+        let Some((pack, base)) = self.lookup(id, |shared| shared.packs_of_stored(id))? else {
+            return Ok(false);
+        };
+        let mut used = self.used.lock();
+        used.insert(pack);
+        used.extend(base);
+        Ok(true)
+    }
+
+    /// Asks the index. When it cannot tell, it is not asked again, and nothing is found any more.
+    fn lookup<T>(
+        &self,
+        id: &ChunkId,
+        find: impl FnOnce(&Shared) -> Result<Option<T>, RepoError>,
+    ) -> Result<Option<T>, RepoError> {
+        if !self.index.maybe(id) || self.lookups_are_off.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        match find(self) {
             Err(RepoError::Index(error)) => {
                 self.lookups_are_off.store(true, Ordering::Release);
                 self.index_trouble.lock().get_or_insert(error);
-                Ok(false)
+                Ok(None)
             }
-            Err(error) => Err(error),
+            done => done,
         }
+    }
+
+    fn is_lost(&self, id: &ChunkId) -> Result<bool, IndexError> {
+        Ok(self.index.has_lost() && self.index.is_lost(id)?)
+    }
+
+    /// The chunk, or what its copy is a delta against, and the pack of a full copy of it. Own packs do not count: when a run
+    /// is taken up again, its packs must stand by themselves.
+    fn full_copy_for(&self, id: &ChunkId) -> Result<Option<(ChunkId, PackId)>, RepoError> {
+        let Some(mut place) = self.confirmed(id)? else {
+            return Ok(None);
+        };
+        let mut base = *id;
+        if place.stored_as == StoredAs::Delta {
+            let Some(below) = self.index.base_of(id, &place.pack)? else {
+                return Ok(None);
+            };
+            let Some(full) = self.confirmed(&below)? else {
+                return Ok(None);
+            };
+            (base, place) = (below, full);
+        }
+        let is_usable = place.stored_as == StoredAs::Data && place.session != self.session && !self.is_lost(&base)?;
+        Ok(is_usable.then_some((base, place.pack)))
     }
 
     /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without (format-spec chapter 15).
     fn packs_of_stored(&self, id: &ChunkId) -> Result<Option<(PackId, Option<PackId>)>, RepoError> {
         // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
-        let is_lost = |id: &ChunkId| Ok::<bool, IndexError>(self.index.has_lost() && self.index.is_lost(id)?);
-        if is_lost(id)? {
+        if self.is_lost(id)? {
             return Ok(None);
         }
         let Some(place) = self.confirmed(id)? else {
@@ -511,7 +591,7 @@ impl Shared {
         let Some(base) = self.index.base_of(id, &place.pack)? else {
             return Ok(None);
         };
-        if is_lost(&base)? {
+        if self.is_lost(&base)? {
             return Ok(None);
         }
         let full = self.confirmed(&base)?.filter(|full| full.stored_as != StoredAs::Delta);

@@ -351,9 +351,13 @@ impl<'r> Session<'r> {
             match stat? {
                 Ok(stat) if stat.size == u64::from(pack.size) => {
                     // The index refuses packs that are condemned, or listed by now, or adopted by another process.
-                    if !repo.index.adopt_packs(&[pack.pack], &dead, &self.id)?.is_empty() {
-                        adopted += 1;
-                        self.writer.adopt(pack);
+                    if repo.index.adopt_packs(&[pack.pack], &dead, &self.id)?.is_empty() {
+                        continue;
+                    }
+                    let id = pack.pack;
+                    match self.writer.adopt(pack)? {
+                        true => adopted += 1,
+                        false => repo.index.forget_pack(&id)?,
                     }
                 }
                 Ok(_) => repo.index.forget_pack(&pack.pack)?,

@@ -1,7 +1,7 @@
 //! `backup`: files, standard input, or the output of a command.
 
 use super::snapshot::problems_json;
-use crate::cli::args::BackupArgs;
+use crate::cli::args::{BackupArgs, DeltaArg};
 use crate::cli::context::Context;
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
@@ -45,7 +45,13 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
     let roots = if is_stream { Vec::new() } else { roots(context, &args)? };
     let excludes = excludes(context, &args)?;
     let mut repo = context.repo()?;
-    let share = context.share_of_backup(&mut repo, args.compression_level)?;
+    // A base that has to be fetched would often cost more than the delta saves.
+    let deltas = match args.delta {
+        DeltaArg::Auto => repo.store.is_local(),
+        DeltaArg::Always => true,
+        DeltaArg::Never => false,
+    };
+    let share = context.share_of_backup(&mut repo, args.compression_level, deltas)?;
     context
         .output
         .detail(format!("local index in {}", repo.state_dir.display()));
@@ -79,6 +85,7 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         threads: share.threads,
         uploads: share.uploads,
         zstd_level: args.compression_level,
+        deltas: share.deltas,
         checkpoints: match args.checkpoint_every {
             Some(Every::Never) => None,
             Some(Every::After(time)) => Some(Interval {
@@ -289,6 +296,7 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
             "packs_uploaded": stats.packs_uploaded,
             "chunks_new": stats.chunks_new,
             "chunks_reused": stats.chunks_reused,
+            "chunks_delta": report.deltas,
             "requests": stats.requests,
             "seconds": started.elapsed().as_secs_f64(),
             "errors": report.problems_total,
@@ -320,6 +328,12 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
         format_bytes(stats.bytes_new),
         format_bytes(stats.bytes_stored)
     ))?;
+    if report.deltas > 0 {
+        output.say(format!(
+            "{} of {} new chunks stored as deltas",
+            report.deltas, stats.chunks_new
+        ))?;
+    }
     let parent = report
         .parent
         .map_or_else(String::new, |parent| format!(", after {}", short_id(&parent)));

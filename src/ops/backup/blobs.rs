@@ -1,5 +1,6 @@
 //! From plaintext to packs: hash, ask, compress, seal. One [`BlobWorker`] for each thread, with its own reused buffers.
 
+use super::delta::{DeltaEncoder, Near};
 use crate::ops::Progress;
 use crate::pure::base::with_causes;
 use crate::pure::compress::Compressor;
@@ -26,6 +27,7 @@ pub struct BlobWorker<'a> {
     writer: &'a CurrentWriter,
     compressor: Compressor,
     frame: Vec<u8>,
+    deltas: Option<DeltaEncoder<'a>>,
 }
 
 impl<'a> BlobWorker<'a> {
@@ -36,19 +38,26 @@ impl<'a> BlobWorker<'a> {
             writer,
             compressor: Compressor::new(zstd_level.clamp(1, 19) as i32),
             frame: Vec::new(),
+            deltas: None,
         }
+    }
+
+    /// From now on, chunks that resemble one of the previous version of their file are stored as deltas.
+    pub fn with_deltas(mut self, deltas: Option<DeltaEncoder<'a>>) -> BlobWorker<'a> {
+        self.deltas = deltas;
+        self
     }
 
     /// Stores a data chunk unless the repository has it.
     ///
     /// # Errors
     /// When the repository fails; the session is then poisoned.
-    pub fn data(&mut self, raw: &[u8]) -> Result<ChunkRef, RepoError> {
+    pub fn data(&mut self, raw: &[u8], near: Option<Near<'_>>) -> Result<ChunkRef, RepoError> {
         let id = self
             .keys
             .data_id(raw)
             .map_err(|error| object_error("naming", "a chunk")(error.into()))?;
-        self.store(BlobType::Data, &id, raw)?;
+        self.store(BlobType::Data, &id, raw, near)?;
         Ok(ChunkRef {
             id,
             len: raw.len() as u64,
@@ -61,7 +70,7 @@ impl<'a> BlobWorker<'a> {
     /// When the repository fails; the session is then poisoned.
     pub fn meta(&mut self, ty: BlobType, raw: &[u8]) -> Result<ChunkId, RepoError> {
         let id = self.meta_id(raw)?;
-        self.store(ty, &id, raw)?;
+        self.store(ty, &id, raw, None)?;
         Ok(id)
     }
 
@@ -71,30 +80,61 @@ impl<'a> BlobWorker<'a> {
             .map_err(|error| object_error("naming", "a tree node")(error.into()))
     }
 
-    fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
+    fn store(&mut self, ty: BlobType, id: &ChunkId, raw: &[u8], near: Option<Near<'_>>) -> Result<(), RepoError> {
         // One writer for claim and blob: a checkpoint waits for this.
         let current = self.writer;
         let writer = current.get();
         // Another thread may have been told that the blob is being written here: without it nothing may be published (I-12).
-        self.try_store(&writer, ty, id, raw)
+        self.try_store(&writer, ty, id, raw, near)
             .map_err(|error| writer.poison(error))
     }
 
-    fn try_store(&mut self, writer: &PackWriter, ty: BlobType, id: &ChunkId, raw: &[u8]) -> Result<(), RepoError> {
+    fn try_store(
+        &mut self,
+        writer: &PackWriter,
+        ty: BlobType,
+        id: &ChunkId,
+        raw: &[u8],
+        near: Option<Near<'_>>,
+    ) -> Result<(), RepoError> {
         if writer.claim(id)? == Claim::Known {
             return Ok(());
         }
         let raw_len = raw.len() as u32;
-        let frame = &mut self.frame;
-        let mut codec = Codec::Zstd;
-        PackWriter::begin(frame, codec, raw_len);
-        if !self.compressor.compress(raw, frame) {
-            codec = Codec::Raw;
-            PackWriter::begin(frame, codec, raw_len);
-            frame.extend_from_slice(raw);
+        let BlobWorker {
+            compressor,
+            frame,
+            deltas,
+            ..
+        } = self;
+        let mut plain = None;
+        if let Some((deltas, near)) = deltas.as_mut().zip(near) {
+            let mut compress = || {
+                plain = Some(begin_plain(compressor, frame, raw));
+                frame.len()
+            };
+            if let Some((base, payload)) = deltas.encode(writer, near, raw, &mut compress)? {
+                let codec = Codec::Delta(base);
+                PackWriter::begin(frame, codec, raw_len);
+                frame.extend_from_slice(payload);
+                return writer.add(ty, id, codec, raw_len, frame);
+            }
         }
+        let codec = plain.unwrap_or_else(|| begin_plain(compressor, frame, raw));
         writer.add(ty, id, codec, raw_len, frame)
     }
+}
+
+/// Begins the frame of a full copy.
+fn begin_plain(compressor: &mut Compressor, frame: &mut Vec<u8>, raw: &[u8]) -> Codec {
+    let raw_len = raw.len() as u32;
+    PackWriter::begin(frame, Codec::Zstd, raw_len);
+    if compressor.compress(raw, frame) {
+        return Codec::Zstd;
+    }
+    PackWriter::begin(frame, Codec::Raw, raw_len);
+    frame.extend_from_slice(raw);
+    Codec::Raw
 }
 
 impl ListSink for BlobWorker<'_> {
@@ -168,7 +208,7 @@ impl NodeSink for NodeWriter<'_> {
         if self.parent_nodes.lock().contains(&id) && !self.index.may_lack().unwrap_or(true) {
             return Ok(id);
         }
-        self.worker.store(BlobType::Node, &id, &node)?;
+        self.worker.store(BlobType::Node, &id, &node, None)?;
         self.fresh_bytes += node.len();
         self.fresh.push((id, node));
         if self.fresh_bytes >= FRESH_BYTES_MAX {

@@ -9,6 +9,7 @@ use super::Problems;
 use super::blobs::BlobWorker;
 use super::checkpoint::{Gate, Pass};
 use super::cut::Window;
+use super::delta::{Near, Previous};
 use crate::ops::Progress;
 use crate::pure::chunk::Cutter;
 use crate::pure::format::config::TreeParams;
@@ -54,6 +55,8 @@ impl Duty {
 /// A chunk that waits to be stored.
 pub struct ChunkTask {
     raw: Vec<u8>,
+    /// Its place in the file.
+    offset: u64,
     file: Arc<FileInProgress>,
     index: usize,
     is_done: bool,
@@ -61,6 +64,7 @@ pub struct ChunkTask {
 
 /// A file whose chunks are being stored, maybe by several workers.
 pub struct FileInProgress {
+    previous: Option<Arc<Previous>>,
     pieces: Mutex<Vec<ChunkRef>>,
     /// Chunks not stored yet, plus one while the reader is not done.
     outstanding: AtomicUsize,
@@ -105,6 +109,8 @@ pub struct FileWriter<'s, 'a> {
     shared: &'s Shared<'a>,
     window: Window<'a>,
     file: Arc<FileInProgress>,
+    /// Bytes that have been cut so far, holes included.
+    offset: u64,
 }
 
 impl<'s, 'a> FileWriter<'s, 'a> {
@@ -113,14 +119,16 @@ impl<'s, 'a> FileWriter<'s, 'a> {
         FileWriter {
             shared,
             window: Window::new(shared.cutter),
-            file: FileInProgress::new(),
+            file: FileInProgress::new(None),
+            offset: 0,
         }
     }
 
     /// Forgets what has been read: for the next file, or to read the same one again.
-    pub fn restart(&mut self) {
+    pub fn restart(&mut self, previous: Option<Arc<Previous>>) {
         self.window.reset();
-        self.file = FileInProgress::new();
+        self.file = FileInProgress::new(previous);
+        self.offset = 0;
     }
 
     /// Returns room to read into.
@@ -151,6 +159,7 @@ impl<'s, 'a> FileWriter<'s, 'a> {
     /// When the repository fails.
     pub fn hole(&mut self, len: u64, worker: &mut BlobWorker<'_>) -> Result<(), RepoError> {
         self.drain(true, worker)?;
+        self.offset += len;
         let mut pieces = self.file.pieces.lock();
         match pieces.last_mut() {
             Some(last) if last.id == ChunkId::HOLE => last.len += len,
@@ -171,8 +180,10 @@ impl<'s, 'a> FileWriter<'s, 'a> {
                 });
                 pieces.len() - 1
             };
+            let offset = self.offset;
+            self.offset += chunk.len() as u64;
             if shared.offers.is_full() {
-                self.file.store(index, chunk, shared, worker);
+                self.file.store(index, offset, chunk, shared, worker);
                 continue;
             }
             let mut raw = shared.buffers.lock().pop().unwrap_or_default();
@@ -181,6 +192,7 @@ impl<'s, 'a> FileWriter<'s, 'a> {
             self.file.outstanding.fetch_add(1, Ordering::AcqRel);
             let task = ChunkTask {
                 raw,
+                offset,
                 file: self.file.clone(),
                 index,
                 is_done: false,
@@ -206,8 +218,9 @@ impl<'s, 'a> FileWriter<'s, 'a> {
 }
 
 impl FileInProgress {
-    fn new() -> Arc<FileInProgress> {
+    fn new(previous: Option<Arc<Previous>>) -> Arc<FileInProgress> {
         Arc::new(FileInProgress {
+            previous,
             pieces: Mutex::new(Vec::new()),
             outstanding: AtomicUsize::new(1),
             failure: Mutex::new(None),
@@ -215,9 +228,10 @@ impl FileInProgress {
         })
     }
 
-    /// Stores a chunk, whose place is `index`.
-    fn store(&self, index: usize, raw: &[u8], shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
-        match worker.data(raw) {
+    /// Stores the chunk at `offset`, number `index` of the pieces.
+    fn store(&self, index: usize, offset: u64, raw: &[u8], shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
+        let near = self.previous.as_deref().map(|previous| Near { previous, offset });
+        match worker.data(raw, near) {
             Ok(piece) => self.pieces.lock()[index] = piece,
             Err(error) => {
                 self.failure.lock().get_or_insert(error);
@@ -247,7 +261,7 @@ impl FileInProgress {
 impl ChunkTask {
     /// Stores the chunk.
     pub fn run(mut self, shared: &Shared<'_>, worker: &mut BlobWorker<'_>) {
-        self.file.store(self.index, &self.raw, shared, worker);
+        self.file.store(self.index, self.offset, &self.raw, shared, worker);
         shared.buffers.lock().push(std::mem::take(&mut self.raw));
         self.is_done = true;
         self.file.one_done(shared, worker);
@@ -330,10 +344,11 @@ mod tests {
 
     #[test]
     fn a_chunk_that_nobody_stores_is_an_error_and_not_a_wait_for_ever() {
-        let file = FileInProgress::new();
+        let file = FileInProgress::new(None);
         file.outstanding.fetch_add(1, Ordering::AcqRel);
         let task = ChunkTask {
             raw: vec![1; 100],
+            offset: 0,
             file: file.clone(),
             index: 0,
             is_done: false,

@@ -10,6 +10,7 @@
 mod blobs;
 mod checkpoint;
 mod cut;
+mod delta;
 mod file;
 mod manifest;
 mod plan;
@@ -26,8 +27,10 @@ use crate::pure::id::{SessionId, SourceId};
 use crate::pure::tree::build::{BuiltTree, TreeBuilder};
 use crate::repo::error::object_error;
 use crate::repo::index::{KnownOutcome, Mark};
+use crate::repo::locate::IndexLocator;
 use crate::repo::lock::HostLock;
 use crate::repo::pack_writer::Durable;
+use crate::repo::reader::BlobReader;
 use crate::repo::session::{OutcomeLabel, Session};
 use crate::repo::snapshots::{HistoryState, Snapshot, short_id};
 use crate::repo::{Repo, RepoError};
@@ -37,6 +40,7 @@ use blobs::{BlobWorker, NodeWriter};
 pub use checkpoint::Interval;
 use checkpoint::{Gate, Waited, wait};
 use crossbeam_channel::{Receiver, bounded};
+use delta::DeltaEncoder;
 use file::{Finished, Shared};
 use manifest::Draft;
 use parking_lot::Mutex;
@@ -112,6 +116,8 @@ pub struct Options {
     pub threads: usize,
     pub uploads: usize,
     pub zstd_level: Option<u32>,
+    /// Whether chunks that resemble those of the previous version of their file are stored as deltas.
+    pub deltas: bool,
     /// When a run over paths publishes what it has so far; `None`: never. A stream is one piece and has no checkpoints.
     pub checkpoints: Option<Interval>,
     pub dry_run: bool,
@@ -129,6 +135,8 @@ pub struct Report {
     /// Checkpoints that this run has published.
     pub checkpoints: Vec<SessionId>,
     pub stats: Stats,
+    /// Chunks that are stored as deltas, of those that are new.
+    pub deltas: u64,
     pub problems_total: u64,
     pub problems: Vec<SourceProblem>,
     /// Whether anything that was asked for is missing from the snapshot.
@@ -295,6 +303,7 @@ fn publish(
     mut report: Report,
 ) -> Result<Report, OpError> {
     let incomplete = manifest.problems_total > 0;
+    report.deltas = session.writer().counts().deltas.load(Ordering::Relaxed);
     let label = OutcomeLabel {
         kind: OutcomeKind::Commit,
         source: Some(manifest.source.id),
@@ -499,6 +508,8 @@ impl Pass<'_> {
             problems: &problems,
             counts: &counts,
         };
+        let bases = options.deltas.then(|| BlobReader::new(repo, Box::new(IndexLocator)));
+        let bases = bases.as_ref().filter(|_| !parents.is_empty());
         let writer = session.current_writer();
         let alive = AtomicUsize::new(threads + 1);
         let built: Result<_, OpError> = std::thread::scope(|scope| {
@@ -509,7 +520,8 @@ impl Pass<'_> {
                 let stream_reading = &counts.bytes_read;
                 workers.push(scope.spawn(move || {
                     let _alive = Alive(alive);
-                    let worker = BlobWorker::new(&repo.keys, writer, level);
+                    let deltas = bases.map(|bases| DeltaEncoder::new(bases, level as i32));
+                    let worker = BlobWorker::new(&repo.keys, writer, level).with_deltas(deltas);
                     work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
                 }));
             }

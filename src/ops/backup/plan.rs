@@ -1,5 +1,6 @@
 //! Deciding what has to be read: the walk and the parent tree, side by side, both in key order.
 
+use super::delta::Previous;
 use super::file::Reply;
 use super::work::Job;
 use super::{Input, Problems, Report, Slot};
@@ -8,10 +9,12 @@ use crate::ops::{OpError, Progress};
 use crate::pure::base::Explain;
 use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind, Stats};
+use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::list::{ListSource, for_each_piece};
-use crate::pure::tree::walk::{NodeSource, TreeWalk};
-use crate::repo::index::LocalIndex;
+use crate::pure::tree::rules;
+use crate::pure::tree::walk::{NodeSource, TreeWalk, lookup};
+use crate::repo::index::{IndexError, LocalIndex};
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::{Snapshot, short_id};
 use crate::repo::{Repo, RepoError};
@@ -145,7 +148,8 @@ impl NodeSource for NotingReader<'_, '_> {
 enum Before {
     /// It was not there.
     Unknown,
-    Changed,
+    /// What it was, if it had content.
+    Changed(Option<Previous>),
     /// The value that it has in a parent.
     Unchanged(Vec<u8>),
 }
@@ -234,10 +238,26 @@ impl<'a, 'r> Planner<'a, 'r> {
         let key = stream.name().to_vec();
         let gone = |_| OpError::Interrupted;
         order.send(Slot::RootStart).map_err(|_| OpError::Interrupted)?;
-        jobs.send(Job::Stream { stream, reply })
-            .map_err(|_| OpError::Interrupted)?;
+        let previous = self.previous_stream(&key).map(Arc::new);
+        jobs.send(Job::Stream {
+            stream,
+            previous,
+            reply,
+        })
+        .map_err(|_| OpError::Interrupted)?;
         order.send(Slot::Waiting(key, waiting)).map_err(gone)?;
         order.send(Slot::RootEnd).map_err(|_| OpError::Interrupted)
+    }
+
+    /// What the newest parent has under the name of a stream. It only helps to store less, so it need not be readable.
+    fn previous_stream(&self, key: &[u8]) -> Option<Previous> {
+        self.parents.iter().find_map(|parent| {
+            let roots = &parent.snapshot.manifest.roots;
+            let root = roots.iter().find(|root| root.kind == RootKind::StreamSet)?;
+            let mut nodes = TreeReader::new(&parent.reader);
+            let value = lookup(root.node, root.height, key, &mut nodes).ok()??;
+            previous_of(rules::decode_entry(root.kind, &value).ok()?)
+        })
     }
 
     /// Opens this root's tree in every parent that has it.
@@ -269,8 +289,11 @@ impl<'a, 'r> Planner<'a, 'r> {
         while let Some(tree) = trees.get_mut(at) {
             match self.compare(found, tree) {
                 Ok(Before::Unknown) => at += 1,
-                Ok(Before::Changed) => {
-                    answer = Before::Changed;
+                Ok(Before::Changed(previous)) => {
+                    // The first parent is the nearest one.
+                    if !matches!(answer, Before::Changed(Some(_))) {
+                        answer = Before::Changed(previous);
+                    }
                     at += 1;
                 }
                 Ok(unchanged) => return Ok(unchanged),
@@ -309,7 +332,7 @@ impl<'a, 'r> Planner<'a, 'r> {
                 }
             };
             self.count_kind(&found);
-            match self.before(&found, &mut parents)? {
+            let previous = match self.before(&found, &mut parents)? {
                 Before::Unchanged(value) => {
                     let bytes = found.stat.size * u64::from(super::is_file(&found.entry.kind));
                     if super::is_file(&found.entry.kind) {
@@ -322,9 +345,15 @@ impl<'a, 'r> Planner<'a, 'r> {
                     }
                     continue;
                 }
-                Before::Changed => self.count_read(&found, true),
-                Before::Unknown => self.count_read(&found, false),
-            }
+                Before::Changed(previous) => {
+                    self.count_read(&found, true);
+                    previous
+                }
+                Before::Unknown => {
+                    self.count_read(&found, false);
+                    None
+                }
+            };
             if !ready.is_empty() {
                 order.send(Slot::Ready(std::mem::take(&mut ready))).map_err(gone)?;
             }
@@ -337,6 +366,7 @@ impl<'a, 'r> Planner<'a, 'r> {
                 number: self.numbers.fetch_add(1, Ordering::Relaxed),
                 found,
                 root: root_path.clone(),
+                previous: previous.map(Arc::new),
                 reply,
             })
             .map_err(|_| OpError::Interrupted)?;
@@ -416,12 +446,12 @@ impl<'a, 'r> Planner<'a, 'r> {
             || before.attributes.incomplete.is_some()
             || changed_at > end
         {
-            return Ok(Before::Changed);
+            return Ok(Before::Changed(previous_of(before)));
         }
         let value = value.to_vec();
         match self.content_is_there(&before, tree)? {
             true => Ok(Before::Unchanged(value)),
-            false => Ok(Before::Changed),
+            false => Ok(Before::Changed(previous_of(before))),
         }
     }
 
@@ -456,7 +486,29 @@ impl<'a, 'r> Planner<'a, 'r> {
 
 fn is_missing(index: &LocalIndex, any_absent: bool, id: &ChunkId) -> bool {
     let is_lost = index.has_lost() && index.is_lost(id).unwrap_or(true);
-    is_lost || (any_absent && !matches!(index.find(id), Ok(Some(_))))
+    is_lost || (any_absent && !is_stored(index, id).unwrap_or(false))
+}
+
+/// Whether there is a full copy, or a delta and a full copy of its base.
+fn is_stored(index: &LocalIndex, id: &ChunkId) -> Result<bool, IndexError> {
+    let Some(place) = index.find(id)? else {
+        return Ok(false);
+    };
+    if place.stored_as != StoredAs::Delta {
+        return Ok(true);
+    }
+    let Some(base) = index.base_of(id, &place.pack)? else {
+        return Ok(false);
+    };
+    Ok(index.find(&base)?.is_some_and(|full| full.stored_as != StoredAs::Delta))
+}
+
+fn previous_of(entry: Entry) -> Option<Previous> {
+    let size = entry.size();
+    match entry.kind {
+        EntryKind::File { content, .. } | EntryKind::Stream { content, .. } => Previous::new(size, content),
+        _ => None,
+    }
 }
 
 /// Reads list nodes, and notes whether the repository lacks one: the local cache may still have it.

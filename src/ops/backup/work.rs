@@ -3,6 +3,7 @@
 use super::Problems;
 use super::blobs::BlobWorker;
 use super::checkpoint::Pass;
+use super::delta::{Near, Previous};
 use super::file::{ChunkTask, Duty, FileEnd, FileWriter, Reply, Shared, encode_with};
 use super::plan::{error_code, join};
 use crate::ops::check::chain;
@@ -32,10 +33,13 @@ pub enum Job {
         number: u64,
         found: Found,
         root: Arc<[u8]>,
+        /// What the parent has of it, if it changed.
+        previous: Option<Arc<Previous>>,
         reply: Reply,
     },
     Stream {
         stream: Stream,
+        previous: Option<Arc<Previous>>,
         reply: Reply,
     },
 }
@@ -122,11 +126,21 @@ struct EntryReader<'s, 'a> {
 impl EntryReader<'_, '_> {
     fn job(&mut self, job: Job, pass: Pass, worker: &mut BlobWorker<'_>) {
         match job {
-            Job::Stream { stream, reply } => self.stream(stream, Duty::new(reply, pass), worker),
-            Job::Entry { found, root, reply, .. } => {
+            Job::Stream {
+                stream,
+                previous,
+                reply,
+            } => self.stream(stream, previous, Duty::new(reply, pass), worker),
+            Job::Entry {
+                found,
+                root,
+                previous,
+                reply,
+                ..
+            } => {
                 let duty = Duty::new(reply, pass);
                 if matches!(found.entry.kind, EntryKind::File { .. }) {
-                    self.file(found, &root, duty, worker);
+                    self.file(found, &root, previous, duty, worker);
                 } else {
                     duty.fulfil(self.other(found, &root, worker));
                 }
@@ -195,14 +209,21 @@ impl EntryReader<'_, '_> {
         }
         for (name, value) in gathered.large_xattrs {
             let mut builder = ContentBuilder::new(self.shared.params);
-            builder.push(worker.data(&value)?, worker)?;
+            builder.push(worker.data(&value, None)?, worker)?;
             let (size, content) = builder.finish(worker)?;
             entry.attributes.xattrs_outline.push((name, size, content));
         }
         Ok(())
     }
 
-    fn file(&mut self, mut found: Found, root: &[u8], duty: Duty, worker: &mut BlobWorker<'_>) {
+    fn file(
+        &mut self,
+        mut found: Found,
+        root: &[u8],
+        previous: Option<Arc<Previous>>,
+        duty: Duty,
+        worker: &mut BlobWorker<'_>,
+    ) {
         for attempt in 1..=READS_MAX {
             let mut file = match found.open() {
                 Ok(file) => file,
@@ -215,7 +236,7 @@ impl EntryReader<'_, '_> {
             };
             file.update(&mut found);
             let last = attempt == READS_MAX || file.size() > READ_AGAIN_BYTES_MAX;
-            match self.read_file(&found, &mut file, root, last, worker) {
+            match self.read_file(&found, &mut file, root, previous.as_ref(), last, worker) {
                 Ok(Some(Stored::Inline(finished))) => {
                     return duty.fulfil(Ok(finished));
                 }
@@ -245,6 +266,7 @@ impl EntryReader<'_, '_> {
         found: &Found,
         file: &mut SourceFile,
         root: &[u8],
+        previous: Option<&Arc<Previous>>,
         last: bool,
         worker: &mut BlobWorker<'_>,
     ) -> Result<Option<Stored>, RepoError> {
@@ -257,6 +279,7 @@ impl EntryReader<'_, '_> {
             None
         };
         if content.is_none() {
+            self.writer.restart(previous.cloned());
             self.read_large(file, root, &mut entry, worker)?;
         }
         // Whether it can be asked or not, a file that is not surely unchanged counts as changed.
@@ -281,7 +304,8 @@ impl EntryReader<'_, '_> {
         let content = if length <= self.shared.params.inline_bytes as usize {
             Content::Inline(raw.to_vec())
         } else {
-            Content::Chunks(vec![worker.data(raw)?])
+            let near = previous.map(|previous| Near { previous, offset: 0 });
+            Content::Chunks(vec![worker.data(raw, near)?])
         };
         let path = join(root, &found.path());
         Ok(Some(Stored::Inline(encode_with(
@@ -343,7 +367,6 @@ impl EntryReader<'_, '_> {
         entry: &mut Entry,
         worker: &mut BlobWorker<'_>,
     ) -> Result<(), RepoError> {
-        self.writer.restart();
         loop {
             match file.next_piece() {
                 Ok(None) => return self.writer.end_extent(worker),
@@ -392,8 +415,8 @@ impl EntryReader<'_, '_> {
         }
     }
 
-    fn stream(&mut self, mut stream: Stream, duty: Duty, worker: &mut BlobWorker<'_>) {
-        self.writer.restart();
+    fn stream(&mut self, mut stream: Stream, previous: Option<Arc<Previous>>, duty: Duty, worker: &mut BlobWorker<'_>) {
+        self.writer.restart(previous);
         match self.read_stream(&mut stream, worker) {
             Ok(()) => {
                 let entry = stream.entry();

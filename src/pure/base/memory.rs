@@ -73,6 +73,8 @@ pub struct BackupNeeds {
     pub lanes: usize,
     pub chunk_bytes_max: u64,
     pub zstd_level: u32,
+    /// Whether deltas are wanted.
+    pub deltas: bool,
 }
 
 /// How a backup keeps within the ceiling.
@@ -83,6 +85,8 @@ pub struct BackupShare {
     pub pack_bytes: u64,
     /// Data packs that are filled at once.
     pub lanes: usize,
+    /// Whether there is room for deltas.
+    pub deltas: bool,
 }
 
 impl BackupNeeds {
@@ -102,6 +106,7 @@ impl BackupNeeds {
             uploads,
             pack_bytes: each.max(PACK_BYTES_GOOD).max(self.chunk_bytes_max).min(self.pack_bytes),
             lanes,
+            deltas: self.deltas,
         }
     }
 }
@@ -153,11 +158,20 @@ impl Ceiling {
         }
     }
 
-    /// Divides what is left for a backup: first packs become smaller, then uploads fewer, then threads.
+    /// Divides what is left for a backup: first packs become smaller, then uploads fewer, then threads; then there are no
+    /// deltas.
     ///
     /// # Errors
     /// When not even one thread fits.
     pub fn backup(self, needs: BackupNeeds) -> Result<BackupShare, TooSmall> {
+        let without = BackupNeeds { deltas: false, ..needs };
+        match self.divided(needs) {
+            Err(_) if needs.deltas => self.divided(without),
+            done => done,
+        }
+    }
+
+    fn divided(self, needs: BackupNeeds) -> Result<BackupShare, TooSmall> {
         // A pack holds at least one chunk, whatever size it should have.
         let buffer_min = needs.chunk_bytes_max;
         let good = PACK_BYTES_GOOD.min(needs.pack_bytes).max(buffer_min);
@@ -176,6 +190,7 @@ impl Ceiling {
                     uploads,
                     pack_bytes: buffer.min(needs.pack_bytes),
                     lanes: needs.lanes,
+                    deltas: needs.deltas,
                 });
             }
         }
@@ -238,7 +253,11 @@ fn packs_at_once(lanes: usize, uploads: usize) -> u64 {
 fn outside_of_packs(needs: BackupNeeds, threads: usize, uploads: usize) -> u64 {
     let chunk = needs.chunk_bytes_max;
     // A window of a chunk and a read, one compressed, one sealed; one on offer, one being stored and one being handed over.
-    let worker = 6 * chunk + MIB + zstd_bytes(needs.zstd_level);
+    let mut worker = 6 * chunk + MIB + zstd_bytes(needs.zstd_level);
+    if needs.deltas {
+        // A base as stored and in plain, two deltas, a chunk to compare with, and a second compression context.
+        worker += 5 * chunk + zstd_bytes(needs.zstd_level);
+    }
     // Each upload opens the chunks of its pack again, one after the other.
     threads as u64 * worker + uploads as u64 * chunk
 }
@@ -264,6 +283,7 @@ mod tests {
         lanes: 2,
         chunk_bytes_max: 4 * MIB,
         zstd_level: 3,
+        deltas: false,
     };
 
     fn backup(ceiling_mib: u64, needs: BackupNeeds) -> Result<BackupShare, TooSmall> {
@@ -316,15 +336,20 @@ mod tests {
     fn what_a_backup_holds_stays_below_every_ceiling() {
         for ceiling in (CEILING_MIN / MIB..2000).step_by(7) {
             for threads in [1, 2, 8, 64] {
-                for zstd_level in [3, 9] {
+                for (zstd_level, deltas) in [(3, false), (9, false), (3, true)] {
                     let needs = BackupNeeds {
                         threads,
                         zstd_level,
+                        deltas,
                         ..NEEDS
                     };
                     let Ok(share) = backup(ceiling, needs) else {
                         assert!(zstd_level > 6, "the usual level works with every ceiling: {ceiling}");
                         continue;
+                    };
+                    let needs = BackupNeeds {
+                        deltas: share.deltas,
+                        ..needs
                     };
                     assert!(
                         held(ceiling, share, needs) <= ceiling * MIB / 8 * 7,
@@ -344,6 +369,7 @@ mod tests {
             uploads: 3,
             pack_bytes: 32 * MIB,
             lanes: NEEDS.lanes,
+            deltas: false,
         };
         assert_eq!(backup(1024, NEEDS), Ok(wanted), "a large ceiling changes nothing");
         let smaller = backup(512, NEEDS).unwrap();

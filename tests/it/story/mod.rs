@@ -129,6 +129,7 @@ pub fn options() -> backup::Options {
         threads: 2,
         uploads: 1,
         zstd_level: None,
+        deltas: true,
         checkpoints: None,
         dry_run: false,
     }
