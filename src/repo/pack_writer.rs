@@ -86,6 +86,8 @@ pub struct WriterCounts {
     pub packs_uploaded: AtomicU64,
     /// Blobs that were stored as deltas.
     pub deltas: AtomicU64,
+    /// Plaintext bytes of these.
+    pub bytes_delta: AtomicU64,
 }
 
 /// Whether a blob has to be written by the caller.
@@ -408,6 +410,10 @@ impl PackWriter {
         let OpenPack { pack, .. } = lane.get_or_insert_with(|| shared.new_pack(kind));
         let base = if let Codec::Delta(base) = codec {
             shared.counts.deltas.fetch_add(1, Ordering::Relaxed);
+            shared
+                .counts
+                .bytes_delta
+                .fetch_add(u64::from(raw_len), Ordering::Relaxed);
             Some(base)
         } else {
             None

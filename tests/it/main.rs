@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod contract;
 mod damage;
+mod deltas;
 mod fault;
 mod hostile_trees;
 mod local_state;

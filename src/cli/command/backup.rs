@@ -293,6 +293,7 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
             "bytes_read": stats.bytes_read,
             "bytes_new": stats.bytes_new,
             "bytes_stored": stats.bytes_stored,
+            "bytes_delta": stats.bytes_delta,
             "packs_uploaded": stats.packs_uploaded,
             "chunks_new": stats.chunks_new,
             "chunks_reused": stats.chunks_reused,

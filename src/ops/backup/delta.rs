@@ -3,6 +3,7 @@
 //!
 //! Which base is taken is a guess: a wrong one costs bytes, never content. A delta is decoded again before it is used.
 
+use crate::pure::chunk::Profile;
 use crate::pure::compress::Compressor;
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content};
@@ -13,8 +14,8 @@ use crate::repo::pack_writer::PackWriter;
 use crate::repo::reader::{BlobReader, TreeReader};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
-/// Smaller chunks are not worth reading a base for.
-const RAW_BYTES_MIN: usize = 4 << 10;
+/// Chunks smaller than this part of the smallest that is cut (4 KiB with the usual profile) are not worth reading a base for.
+const RAW_SHARE_MIN: u32 = 128;
 /// A delta this many times smaller than its chunk is taken as it is …
 const SURELY_SMALL: usize = 64;
 /// … and others when they are this many times smaller than the compressed chunk: otherwise the chunk is a full copy, and a
@@ -134,6 +135,7 @@ impl Previous {
 pub struct DeltaEncoder<'a> {
     reader: &'a BlobReader<'a>,
     nodes: TreeReader<'a, 'a>,
+    raw_bytes_min: usize,
     compressor: Compressor,
     opener: Opener,
     base: Vec<u8>,
@@ -144,11 +146,12 @@ pub struct DeltaEncoder<'a> {
 
 impl<'a> DeltaEncoder<'a> {
     /// Reads bases through `reader`.
-    pub fn new(reader: &'a BlobReader<'a>, zstd_level: i32) -> DeltaEncoder<'a> {
+    pub fn new(reader: &'a BlobReader<'a>, profile: &Profile, zstd_level: u32) -> DeltaEncoder<'a> {
         DeltaEncoder {
             reader,
+            raw_bytes_min: (profile.min / RAW_SHARE_MIN) as usize,
             nodes: TreeReader::new(reader),
-            compressor: Compressor::new(zstd_level),
+            compressor: Compressor::new(zstd_level.clamp(1, 19) as i32),
             opener: Opener::new(),
             base: Vec::new(),
             trial: Vec::new(),
@@ -170,7 +173,7 @@ impl<'a> DeltaEncoder<'a> {
         plain: &mut dyn FnMut() -> usize,
     ) -> Result<Option<(ChunkId, &[u8])>, RepoError> {
         let Near { previous, offset } = near;
-        if raw.len() < RAW_BYTES_MIN || !previous.is_promising() {
+        if raw.len() < self.raw_bytes_min || !previous.is_promising() {
             return Ok(None);
         }
         let mut found: Option<(ChunkId, Placed)> = None;
@@ -228,5 +231,61 @@ impl<'a> DeltaEncoder<'a> {
             .decompressor
             .decompress_delta(&self.trial, &self.base, raw.len(), &mut self.checked);
         decoded.is_ok() && self.checked == raw
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn previous(lens: &[u64]) -> Previous {
+        let chunks: Vec<ChunkRef> = (1u8..)
+            .zip(lens)
+            .map(|(number, len)| ChunkRef {
+                id: ChunkId([number; 32]),
+                len: *len,
+            })
+            .collect();
+        Previous::new(lens.iter().sum(), Content::Chunks(chunks)).unwrap()
+    }
+
+    #[test]
+    fn what_was_inserted_moves_what_follows() {
+        let before = previous(&[1000; 10]);
+        let piece = |number: u8| ChunkRef {
+            id: ChunkId([number; 32]),
+            len: 1000,
+        };
+        // Two chunks and a half were inserted in front of the fourth.
+        before.resembled(5500, 1000, (3000, piece(4)));
+        assert_eq!(before.drift.load(Ordering::Relaxed), -2500);
+        // One that was cut elsewhere, but about where it was expected, says nothing.
+        before.resembled(6500, 600, (4000, piece(5)));
+        assert_eq!(before.drift.load(Ordering::Relaxed), -2500);
+        // One that is nowhere near does.
+        before.resembled(6500, 600, (9000, piece(10)));
+        assert_eq!(before.drift.load(Ordering::Relaxed), 2500);
+    }
+
+    #[test]
+    fn many_misses_make_tries_rare_and_one_hit_makes_them_usual() {
+        let before = previous(&[1000]);
+        let tries = |count: usize| (0..count).filter(|_| before.is_promising()).count();
+        assert_eq!(tries(20), 20);
+        for _ in 0..MISSES_MAX {
+            before.missed();
+        }
+        assert_eq!(tries(80), 10);
+        let piece = ChunkRef {
+            id: ChunkId([1; 32]),
+            len: 1000,
+        };
+        before.resembled(0, 1000, (0, piece));
+        assert_eq!(tries(20), 20);
+    }
+
+    #[test]
+    fn inline_content_has_nothing_to_resemble() {
+        assert!(Previous::new(3, Content::Inline(b"abc".to_vec())).is_none());
     }
 }

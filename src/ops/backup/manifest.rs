@@ -67,6 +67,7 @@ impl Draft<'_> {
         stats.chunks_reused = written.chunks_reused.load(Ordering::Relaxed);
         stats.bytes_new = written.bytes_new.load(Ordering::Relaxed);
         stats.bytes_stored = written.bytes_stored.load(Ordering::Relaxed);
+        stats.bytes_delta = written.bytes_delta.load(Ordering::Relaxed);
         stats.packs_uploaded = written.packs_uploaded.load(Ordering::Relaxed);
         stats.requests = self.repo.store.requests();
         let owners = self.counts.owners.lock();

@@ -92,6 +92,8 @@ pub struct Stats {
     pub bytes_read: u64,
     pub bytes_new: u64,
     pub bytes_stored: u64,
+    /// Plaintext bytes of new chunks that are stored as deltas.
+    pub bytes_delta: u64,
     pub chunks_new: u64,
     pub chunks_reused: u64,
     pub packs_uploaded: u64,
@@ -344,7 +346,7 @@ fn decode_problems(value: Option<Value>) -> Result<(u64, Vec<SourceProblem>), Ma
 }
 
 impl Stats {
-    /// Keys 0 to 4 are the format's; those from 6 on split them further (5 is for deltas, which these figures do not count).
+    /// Keys 0 to 5 are the format's; those from 6 on split them further.
     fn encode(&self) -> Value {
         let figures = [
             (0, self.files_new.saturating_add(self.files_changed)),
@@ -352,6 +354,7 @@ impl Stats {
             (2, self.bytes_new),
             (3, self.bytes_stored),
             (4, self.requests),
+            (5, self.bytes_delta),
             (6, self.files_changed),
             (7, self.dirs),
             (8, self.bytes_processed),
@@ -368,7 +371,6 @@ impl Stats {
         let mut fields = Fields::new(value, "figures")?;
         let mut figure = |key| fields.uint_or(key, 0, "figure");
         let files_changed = figure(6)?;
-        let _raw_bytes_as_deltas = figure(5)?;
         Ok(Stats {
             files_new: figure(0)?.saturating_sub(files_changed),
             files_changed,
@@ -378,6 +380,7 @@ impl Stats {
             bytes_read: figure(9)?,
             bytes_new: figure(2)?,
             bytes_stored: figure(3)?,
+            bytes_delta: figure(5)?,
             chunks_new: figure(10)?,
             chunks_reused: figure(11)?,
             packs_uploaded: figure(12)?,
@@ -527,6 +530,7 @@ mod tests {
             chunks_reused: 10,
             packs_uploaded: 11,
             requests: 12,
+            bytes_delta: 13,
         };
         manifest.resume = Some(b"dir\0\0last".to_vec());
         manifest.tool = "larder/1".into();
@@ -566,7 +570,7 @@ mod tests {
         assert_eq!(figure(2), Some(Value::Uint(7)), "raw bytes of new chunks");
         assert_eq!(figure(3), Some(Value::Uint(8)), "bytes stored");
         assert_eq!(figure(4), Some(Value::Uint(12)), "requests");
-        assert_eq!(figure(5), None, "raw bytes stored as deltas");
+        assert_eq!(figure(5), Some(Value::Uint(13)), "raw bytes stored as deltas");
     }
 
     #[test]

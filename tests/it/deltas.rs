@@ -1,0 +1,172 @@
+//! Chunks that are stored as deltas: nights of a file that changes a little everywhere (format-spec chapter on deltas).
+
+use crate::story::{World, noise, options, tree};
+use larder::edge::store::{Part, Prefix, StoreKey};
+use larder::ops::{Progress, backup};
+use larder::pure::format::run::StoredAs;
+use larder::pure::id::ChunkId;
+use larder::repo::Repo;
+use larder::source::files::{ExcludesBuilder, WalkOptions};
+use larder::source::stream::Stream;
+use std::collections::BTreeSet;
+
+/// A dump of so many rows, of which every 97th is another one from night to night, and to which rows are added in front.
+fn dump(rows: u32, night: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in 0..night * 400 {
+        out.extend_from_slice(format!("added {row} {:?}\n", noise(u64::from(900_000 + row), 24)).as_bytes());
+    }
+    for row in 0..rows {
+        let version = if row % 97 == 5 { night } else { 0 };
+        let seed = u64::from(row) << 8 | u64::from(version);
+        out.extend_from_slice(format!("{row}\t{:?}\n", noise(seed, 40)).as_bytes());
+    }
+    out
+}
+
+fn night(world: &World, machine: &str, deltas: bool) -> backup::Report {
+    let input = backup::Input::Paths {
+        roots: vec![world.source()],
+        walk: WalkOptions::default(),
+        excludes: ExcludesBuilder::default(),
+    };
+    let options = backup::Options { deltas, ..options() };
+    backup::run(&world.open(machine), input, &options, &Progress::default()).unwrap()
+}
+
+fn data_packs(world: &World) -> BTreeSet<StoreKey> {
+    let mut keys = BTreeSet::new();
+    world
+        .store
+        .list(&Prefix::new("data/").unwrap(), &mut |row| {
+            keys.insert(row.key);
+        })
+        .unwrap();
+    keys
+}
+
+/// All chunks of the index that are stored as deltas, with their bases.
+fn deltas_of(repo: &Repo) -> Vec<(ChunkId, ChunkId)> {
+    let mut packs = Vec::new();
+    repo.index.packs(&mut |pack| packs.push(pack.pack)).unwrap();
+    let mut deltas = Vec::new();
+    for pack in packs {
+        let chunks = repo.index.chunks_of_pack(&pack).unwrap();
+        for chunk in chunks.iter().filter(|chunk| chunk.stored_as == StoredAs::Delta) {
+            deltas.push((chunk.id, repo.index.base_of(&chunk.id, &pack).unwrap().unwrap()));
+        }
+    }
+    deltas
+}
+
+#[test]
+fn nights_of_a_dump_are_small_and_come_back_from_any_machine() {
+    let world = World::in_memory();
+    let file = world.source().join("dump.sql");
+    let mut nights = Vec::new();
+    for number in 0..4 {
+        let content = dump(30_000, number);
+        std::fs::write(&file, &content).unwrap();
+        nights.push((night(&world, "machine", true), content));
+    }
+    let first = nights[0].0.stats.bytes_stored;
+    assert_eq!(nights[0].0.deltas, 0, "there is nothing to resemble");
+    for (report, _) in &nights[1..] {
+        assert!(report.deltas > 0, "{report:?}");
+        assert_eq!(report.stats.bytes_delta, report.stats.bytes_read, "all of it: {report:?}");
+        assert!(
+            report.stats.bytes_stored < first / 8,
+            "{} after {first}",
+            report.stats.bytes_stored
+        );
+    }
+    for (number, (report, content)) in nights.iter().enumerate() {
+        let (restored, target) = world.restore(
+            &format!("another machine {number}"),
+            &report.snapshot.unwrap(),
+            &format!("target {number}"),
+        );
+        assert_eq!(restored.damaged_total, 0);
+        assert!(
+            std::fs::read(target.join("dump.sql")).unwrap() == *content,
+            "night {number}"
+        );
+    }
+    let report = world.check("a third machine");
+    assert_eq!(
+        (report.findings_total, report.damaged_files_total),
+        (0, 0),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn no_delta_is_a_base() {
+    let world = World::in_memory();
+    for number in 0..3 {
+        std::fs::write(world.source().join("dump.sql"), dump(30_000, number)).unwrap();
+        night(&world, "machine", true);
+    }
+    let repo = world.open("machine");
+    let deltas = deltas_of(&repo);
+    assert!(deltas.len() > 2, "{deltas:?}");
+    for (id, base) in deltas {
+        let full = repo.index.find(&base).unwrap().unwrap();
+        assert_eq!(full.stored_as, StoredAs::Data, "{id} is a delta against {base}");
+    }
+}
+
+#[test]
+fn without_deltas_every_chunk_stands_by_itself() {
+    let world = World::in_memory();
+    for number in 0..2 {
+        std::fs::write(world.source().join("dump.sql"), dump(30_000, number)).unwrap();
+        assert_eq!(night(&world, "machine", false).deltas, 0);
+    }
+    assert_eq!(deltas_of(&world.open("machine")), []);
+}
+
+#[test]
+fn streams_are_compared_with_the_last_stream_of_their_name() {
+    let world = World::in_memory();
+    let pipe = |content: Vec<u8>, name: &str| {
+        let file = world.dir.path().join("piped");
+        std::fs::write(&file, content).unwrap();
+        let stream = Stream::command(name.as_bytes(), "cat", &[file.display().to_string()]).unwrap();
+        let input = backup::Input::Stream(stream);
+        backup::run(&world.open("machine"), input, &options(), &Progress::default()).unwrap()
+    };
+    pipe(dump(30_000, 0), "a.sql");
+    let second = pipe(dump(30_000, 1), "a.sql");
+    assert!(second.deltas > 0, "{second:?}");
+}
+
+/// What is deduplicated against a delta needs the base; when that is gone, the chunk is stored again.
+#[test]
+fn a_lost_base_heals_with_the_next_night() {
+    let world = World::in_memory();
+    let file = world.source().join("dump.sql");
+    std::fs::write(&file, dump(30_000, 0)).unwrap();
+    night(&world, "machine", true);
+    let bases = data_packs(&world);
+    std::fs::write(&file, dump(30_000, 1)).unwrap();
+    let second = night(&world, "machine", true);
+    assert!(second.deltas > 0);
+    let lost: Vec<StoreKey> = bases.into_iter().collect();
+    let copies: Vec<_> = lost
+        .iter()
+        .map(|key| world.store.read(key, Part::Whole).unwrap())
+        .collect();
+    assert!(!copies.is_empty());
+    world.store.remove(&lost).unwrap();
+    // Same content, new times: it is read again, and every chunk is looked up.
+    std::fs::write(&file, dump(30_000, 1)).unwrap();
+    let third = night(&world, "machine", true);
+    assert!(!third.notes.is_empty(), "it says what is missing");
+    let (restored, target) = world.restore("another", &third.snapshot.unwrap(), "target");
+    assert_eq!(restored.damaged_total, 0, "{:?}", restored.damaged);
+    assert!(tree(&target) == tree(&world.source()));
+    // The same ids: the second night has its content again, too.
+    let (restored, _) = world.restore("one more", &second.snapshot.unwrap(), "target 2");
+    assert_eq!(restored.damaged_total, 0, "{:?}", restored.damaged);
+}
