@@ -1,14 +1,21 @@
 //! Chunks that are stored as deltas: nights of a file that changes a little everywhere (format-spec chapter on deltas).
 
-use crate::story::{World, noise, options, tree};
-use larder::edge::store::{Part, Prefix, StoreKey};
+use crate::fault::copy_dir;
+use crate::story::{World, credential, noise, options, tree};
+use larder::edge::store::memory::MemoryStore;
+use larder::edge::store::{Part, Prefix, Store, StoreKey};
 use larder::ops::{Progress, backup};
+use larder::pure::base::memory::IndexShare;
+use larder::pure::crypto::kdf::Cost;
 use larder::pure::format::run::StoredAs;
 use larder::pure::id::ChunkId;
 use larder::repo::Repo;
+use larder::repo::open::{self, LocalOptions};
 use larder::source::files::{ExcludesBuilder, WalkOptions};
 use larder::source::stream::Stream;
+use larder::testing::fault_store::{Fault, FaultStore};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// A dump of so many rows, of which every 97th is another one from night to night, and to which rows are added in front.
 fn dump(rows: u32, night: u32) -> Vec<u8> {
@@ -73,7 +80,10 @@ fn nights_of_a_dump_are_small_and_come_back_from_any_machine() {
     assert_eq!(nights[0].0.deltas, 0, "there is nothing to resemble");
     for (report, _) in &nights[1..] {
         assert!(report.deltas > 0, "{report:?}");
-        assert_eq!(report.stats.bytes_delta, report.stats.bytes_read, "all of it: {report:?}");
+        assert_eq!(
+            report.stats.bytes_delta, report.stats.bytes_read,
+            "all of it: {report:?}"
+        );
         assert!(
             report.stats.bytes_stored < first / 8,
             "{} after {first}",
@@ -169,4 +179,68 @@ fn a_lost_base_heals_with_the_next_night() {
     // The same ids: the second night has its content again, too.
     let (restored, _) = world.restore("one more", &second.snapshot.unwrap(), "target 2");
     assert_eq!(restored.damaged_total, 0, "{:?}", restored.damaged);
+}
+
+/// What an interrupted run has uploaded is of use only as long as the bases of its deltas are there.
+#[test]
+fn packs_of_an_interrupted_run_are_taken_over_with_their_bases_or_not_at_all() {
+    for lose_base in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("source")).unwrap();
+        let memory = MemoryStore::new();
+        open::init(&memory, &credential(), Cost::DEFAULT).unwrap();
+        let store = Arc::new(memory.clone());
+        let world = World { dir, store };
+        let file = world.source().join("dump.sql");
+        std::fs::write(&file, dump(30_000, 0)).unwrap();
+        night(&world, "machine", true);
+        let bases: Vec<StoreKey> = data_packs(&world).into_iter().collect();
+        std::fs::write(&file, dump(30_000, 1)).unwrap();
+        let run = |store: Arc<dyn Store>, machine: &str| {
+            let options = LocalOptions {
+                cache_dir: world.dir.path().join(machine),
+                index: IndexShare::with_filter(1 << 20),
+                node_cache_bytes_max: 64 << 20,
+            };
+            let repo = open::connect(store, options).unwrap().unlock(&credential()).unwrap();
+            let input = backup::Input::Paths {
+                roots: vec![world.source()],
+                walk: WalkOptions::default(),
+                excludes: ExcludesBuilder::default(),
+            };
+            backup::run(&repo, input, &options_of_one_thread(), &Progress::default())
+        };
+        // The run dies when its packs are stored and their index run is to be written.
+        copy_dir(&world.dir.path().join("machine"), &world.dir.path().join("trial"));
+        let trial = Arc::new(FaultStore::new(memory.fork(), None));
+        run(trial.clone(), "trial").unwrap();
+        let call = trial
+            .log()
+            .iter()
+            .position(|call| call.starts_with("writing idx/"))
+            .unwrap() as u64;
+        let fault = Fault {
+            call,
+            after_effect: false,
+            lasting: true,
+        };
+        assert!(run(Arc::new(FaultStore::new(memory.clone(), Some(fault))), "machine").is_err());
+        assert!(data_packs(&world).len() > bases.len(), "it had stored something");
+        if lose_base {
+            world.store.remove(&bases).unwrap();
+        }
+        let next = night(&world, "machine", true);
+        let (restored, target) = world.restore("another", &next.snapshot.unwrap(), "target");
+        assert_eq!(restored.damaged_total, 0, "{lose_base}: {:?}", restored.damaged);
+        assert!(tree(&target) == tree(&world.source()), "{lose_base}");
+        let is_stored_again = next.stats.bytes_new > 1_000_000;
+        assert_eq!(is_stored_again, lose_base, "{next:?}");
+    }
+}
+
+fn options_of_one_thread() -> backup::Options {
+    backup::Options {
+        threads: 1,
+        ..options()
+    }
 }

@@ -91,7 +91,7 @@ fn back_up_with(
     backup::run(&repo, input, &options, &Progress::default())
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -177,7 +177,13 @@ impl Scene {
         let body = condemnation.encode(&repo.keys, &repo.signer, host::random()).unwrap();
         create_new(&store, &ObjectName::Condemnation(generation), body, "a condemnation").unwrap();
         drop(repo);
-        std::fs::write(source.join("changes"), noise(3, 30_000)).unwrap();
+        // A little other than before, so that it is stored as a delta, and longer.
+        let mut changed = noise(2, 20_000);
+        for at in [3_000, 9_000, 15_000] {
+            changed[at] ^= 1;
+        }
+        changed.extend(noise(3, 10_000));
+        std::fs::write(source.join("changes"), changed).unwrap();
         // The same content with new times: its chunks are looked up, and the pack that has them is looked for.
         std::fs::write(source.join("old"), noise(1, 200_000)).unwrap();
         std::fs::write(source.join("new"), noise(4, 1_400_000)).unwrap();
@@ -201,6 +207,9 @@ impl Scene {
         })
         .unwrap();
         assert_eq!(report.checkpoints.is_empty(), checkpoints.is_none(), "{report:?}");
+        if checkpoints.is_none() {
+            assert!(report.deltas > 0, "{report:?}");
+        }
         scene.full = pack_bytes(&counted.acknowledged());
         scene.calls = counted.calls();
         assert!(scene.full > 1_500_000, "{}", scene.full);
