@@ -80,12 +80,10 @@ fn nights_of_a_dump_are_small_and_come_back_from_any_machine() {
     assert_eq!(nights[0].0.deltas, 0, "there is nothing to resemble");
     for (report, _) in &nights[1..] {
         assert!(report.deltas > 0, "{report:?}");
-        assert_eq!(
-            report.stats.bytes_delta, report.stats.bytes_read,
-            "all of it: {report:?}"
-        );
+        // Where the cuts fall depends on the key; a chunk that was cut elsewhere on both sides may resemble too little.
+        assert!(report.stats.bytes_delta > report.stats.bytes_read / 2, "{report:?}");
         assert!(
-            report.stats.bytes_stored < first / 8,
+            report.stats.bytes_stored < first / 2,
             "{} after {first}",
             report.stats.bytes_stored
         );
