@@ -337,6 +337,25 @@ pub fn entry_at(location: &Location<'_>, nodes: &mut TreeReader<'_, '_>) -> Resu
     }
 }
 
+/// Whether a snapshot has anything at a path, or roots below it.
+///
+/// # Errors
+/// When the repository cannot be read.
+pub fn holds(snapshot: &Snapshot, path: &[u8], nodes: &mut TreeReader<'_, '_>) -> Result<bool, OpError> {
+    let locations = match locate_all(snapshot, Some(path)) {
+        Err(OpError::Usage(_)) => return Ok(false),
+        found => found?,
+    };
+    for location in &locations {
+        match entry_at(location, nodes) {
+            Err(OpError::Usage(_)) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
 /// Full path of a key of a root, as people write it.
 pub fn full_path(root: &Root, tree_key: &[u8]) -> Result<Vec<u8>, RepoError> {
     match root.kind {

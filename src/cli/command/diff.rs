@@ -48,6 +48,13 @@ pub fn run(context: &Context, args: &DiffArgs) -> Result<(), Failure> {
     let mut nodes = TreeReader::new(&reader);
     let output = &context.output;
     let below = args.path.as_ref().map(|path| path.as_bytes());
+    if let Some(path) = below {
+        let mut is_in = |snapshot| look::holds(snapshot, path, &mut nodes).doing("looking for the path");
+        if !is_in(&new)? && !is_in(&old)? {
+            return Err(Failure::usage(format!("{} is in neither snapshot", printable(path)))
+                .with_hint("`larder ls -R SNAPSHOT` shows what there is"));
+        }
+    }
     let (mut counts, mut closed) = (Counts::default(), None);
     let compared = look::diff(&old, &new, below, &mut nodes, &mut |change, path, before, after| {
         counts.add(change, before, after);

@@ -21,6 +21,8 @@ const SURELY_SMALL: usize = 64;
 /// … and others when they are this many times smaller than the compressed chunk: otherwise the chunk is a full copy, and a
 /// good base for those that follow.
 const SMALL_SHARE: usize = 4;
+/// Nearly all of a good delta are long matches, which every level of zstd finds.
+const ZSTD_LEVEL: i32 = 1;
 /// Chunks of the previous version that are tried for one new chunk.
 const TRIES_MAX: usize = 3;
 /// After this many chunks in a row that resemble nothing …
@@ -146,12 +148,12 @@ pub struct DeltaEncoder<'a> {
 
 impl<'a> DeltaEncoder<'a> {
     /// Reads bases through `reader`.
-    pub fn new(reader: &'a BlobReader<'a>, profile: &Profile, zstd_level: u32) -> DeltaEncoder<'a> {
+    pub fn new(reader: &'a BlobReader<'a>, profile: &Profile) -> DeltaEncoder<'a> {
         DeltaEncoder {
             reader,
             raw_bytes_min: (profile.min / RAW_SHARE_MIN) as usize,
             nodes: TreeReader::new(reader),
-            compressor: Compressor::new(zstd_level.clamp(1, 19) as i32),
+            compressor: Compressor::new(ZSTD_LEVEL),
             opener: Opener::new(),
             base: Vec::new(),
             trial: Vec::new(),

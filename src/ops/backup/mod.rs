@@ -520,7 +520,7 @@ impl Pass<'_> {
                 let stream_reading = &counts.bytes_read;
                 workers.push(scope.spawn(move || {
                     let _alive = Alive(alive);
-                    let deltas = bases.map(|bases| DeltaEncoder::new(bases, &profile, level));
+                    let deltas = bases.map(|bases| DeltaEncoder::new(bases, &profile));
                     let worker = BlobWorker::new(&repo.keys, writer, level).with_deltas(deltas);
                     work::run(worker, shared, &jobs, &chunk_tasks, problems, stream_reading);
                 }));

@@ -256,7 +256,7 @@ fn outside_of_packs(needs: BackupNeeds, threads: usize, uploads: usize) -> u64 {
     let mut worker = 6 * chunk + MIB + zstd_bytes(needs.zstd_level);
     if needs.deltas {
         // A base as stored and in plain, two deltas, a chunk to compare with, and a second compression context.
-        worker += 5 * chunk + zstd_bytes(needs.zstd_level);
+        worker += 5 * chunk + zstd_bytes(1);
     }
     // Each upload opens the chunks of its pack again, one after the other.
     threads as u64 * worker + uploads as u64 * chunk

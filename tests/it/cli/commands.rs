@@ -109,6 +109,16 @@ fn a_difference_names_what_came_went_and_changed() {
         let line = format!("{letter}    {}", place.text("source/") + name);
         assert!(lines.contains(&line.as_str()), "{line} in {lines:?}");
     }
+    let here = place.run(&["diff", "--path", &place.text("source/new"), &old, &new]);
+    assert_eq!(
+        here.expect(0)
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with('+'))
+            .count(),
+        1
+    );
+    place.run(&["diff", "--path", "/nowhere", &old, &new]).expect(1);
     let json = place.run(&["diff", "--json", &old, &new]).expect(0).json();
     assert_eq!(
         (&json["added"], &json["removed"], &json["content"]),
