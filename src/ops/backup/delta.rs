@@ -125,7 +125,7 @@ impl Previous {
         self.misses.store(0, Ordering::Relaxed);
         let expected = offset.saturating_add_signed(self.drift.load(Ordering::Relaxed));
         let is_same = piece.len.abs_diff(len) <= len / 16;
-        let is_elsewhere = at + piece.len <= expected || expected + len <= at;
+        let is_elsewhere = at.saturating_add(piece.len) <= expected || expected.saturating_add(len) <= at;
         // A piece that was cut elsewhere says little about where the next one is.
         if is_same || is_elsewhere {
             self.drift.store(at.wrapping_sub(offset) as i64, Ordering::Relaxed);
