@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads: larder::edge::host::cpu_count(),
         uploads: 2,
         zstd_level: None,
+        deltas: true,
         checkpoints: Some(backup::Interval::DEFAULT),
         dry_run: false,
     };

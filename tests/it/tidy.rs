@@ -484,7 +484,7 @@ fn impure_names(sources: &[Source]) -> Vec<String> {
             let begins_with = |name: &&[&str]| {
                 path.names.len() >= name.len() && path.names.iter().zip(name.iter()).all(|(a, b)| a == b)
             };
-            if IMPURE.iter().any(|name| begins_with(name)) && !PURE_ALL_THE_SAME.iter().any(|name| begins_with(name)) {
+            if IMPURE.iter().any(begins_with) && !PURE_ALL_THE_SAME.iter().any(begins_with) {
                 wrong.push(format!(
                     "{}:{}: names {}",
                     source.path,

@@ -113,7 +113,7 @@ impl Previous {
         if misses < MISSES_MAX {
             return true;
         }
-        self.misses.fetch_add(1, Ordering::Relaxed) % AFTER_MISSES == 0
+        self.misses.fetch_add(1, Ordering::Relaxed).is_multiple_of(AFTER_MISSES)
     }
 
     fn missed(&self) {

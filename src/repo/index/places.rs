@@ -99,7 +99,7 @@ mod tests {
     fn a_place_comes_back_and_nothing_else_does() {
         let encoded = encode(&place());
         assert_eq!(decode(&encoded).unwrap(), place());
-        for cut in (0..encoded.len()).filter(|cut| (encoded.len() - cut) % 88 != 0) {
+        for cut in (0..encoded.len()).filter(|cut| !(encoded.len() - cut).is_multiple_of(88)) {
             assert!(decode(&encoded[..cut]).is_err(), "{cut}");
         }
         for byte in 0..3 {
