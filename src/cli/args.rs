@@ -471,7 +471,7 @@ pub struct DumpArgs {
     pub filter: FilterArgs,
 }
 
-/// Format of an archive.
+/// When chunks are stored as deltas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeltaArg {
     /// In a local repository
@@ -482,6 +482,7 @@ pub enum DeltaArg {
     Never,
 }
 
+/// Format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ArchiveArg {
     Tar,

@@ -336,31 +336,8 @@ impl PackWriter {
     /// # Errors
     /// When the store fails, or the writer is poisoned.
     pub fn claim_base(&self, id: &ChunkId) -> Result<Option<ChunkId>, RepoError> {
-        let shared = &*self.shared;
-        shared.check_poison()?;
-        let _between = shared.claims.read();
-        let found = shared.lookup(id, |shared| shared.full_copy_for(id))?;
-        Ok(found.map(|(base, pack)| {
-            shared.used.lock().insert(pack);
-            base
-        }))
-    }
-
-    /// Looks for the full copies that the deltas in a pack of an interrupted run need. `None`: one is not there any more.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn packs_of_bases(&self, pack: &OwnPack) -> Result<Option<HashSet<PackId>>, RepoError> {
-        let bases: HashSet<ChunkId> = pack.records.iter().filter_map(|record| record.base).collect();
-        let mut packs = HashSet::new();
-        for base in bases {
-            let found = self.shared.lookup(&base, |shared| shared.full_copy_for(&base))?;
-            match found {
-                Some((full, pack)) if full == base => packs.insert(pack),
-                _ => return Ok(None),
-            };
-        }
-        Ok(Some(packs))
+        self.shared.check_poison()?;
+        self.shared.base_for(id)
     }
 
     /// Begins the frame of a blob in `frame`. The caller appends the payload, coded as `codec` says, and calls [`Self::add`].
@@ -397,14 +374,14 @@ impl PackWriter {
         let lanes = &shared.lanes[kind as usize];
         let number = usize::from(id.0[31]) % lanes.len();
         let mut lane = lanes[number].lock();
-        while lane.as_ref().is_some_and(|open| {
+        let is_full = |open: &mut OpenPack| {
             let OpenPack { pack, .. } = open;
             pack.len() + frame.len() > shared.targets[kind as usize] || pack.records().len() >= BLOBS_MAX
-        }) {
+        };
+        while let Some(full) = lane.take_if(is_full) {
             // Without the lane: others may begin the next pack meanwhile.
-            let full = lane.take();
             drop(lane);
-            full.map_or(Ok(()), |pack| self.send(pack))?;
+            self.send(full)?;
             lane = lanes[number].lock();
         }
         let OpenPack { pack, .. } = lane.get_or_insert_with(|| shared.new_pack(kind));
@@ -438,15 +415,13 @@ impl PackWriter {
     /// # Errors
     /// When the store fails; then it did not.
     pub fn adopt(&self, pack: OwnPack) -> Result<bool, RepoError> {
-        let _between = self.shared.claims.read();
-        let Some(bases) = self.packs_of_bases(&pack)? else {
-            return Ok(false);
-        };
+        for base in pack.records.iter().filter_map(|record| record.base) {
+            if self.shared.base_for(&base)? != Some(base) {
+                return Ok(false);
+            }
+        }
         self.shared.presence.confirm(pack.pack);
-        let mut used = self.shared.used.lock();
-        used.extend(bases);
-        used.insert(pack.pack);
-        drop(used);
+        self.shared.used.lock().insert(pack.pack);
         self.shared
             .unlisted_records
             .fetch_add(pack.records.len() as u64, Ordering::Relaxed);
@@ -529,32 +504,42 @@ impl Shared {
 
     /// Looks for a copy that can be referred to, and notes the packs that the session then depends on.
     fn refers_to_stored(&self, id: &ChunkId) -> Result<bool, RepoError> {
-        let _between = self.claims.read();
-        let Some((pack, base)) = self.lookup(id, |shared| shared.packs_of_stored(id))? else {
-            return Ok(false);
-        };
-        let mut used = self.used.lock();
-        used.insert(pack);
-        used.extend(base);
-        Ok(true)
+        let found = self.refer(id, |shared| {
+            Ok(shared.packs_of_stored(id)?.map(|(pack, base)| ((), [Some(pack), base])))
+        })?;
+        Ok(found.is_some())
     }
 
-    /// Asks the index. When it cannot tell, it is not asked again, and nothing is found any more.
-    fn lookup<T>(
+    /// Looks for what a delta may be made against where `id` is, and notes its pack.
+    fn base_for(&self, id: &ChunkId) -> Result<Option<ChunkId>, RepoError> {
+        self.refer(id, |shared| {
+            Ok(shared.full_copy_for(id)?.map(|(base, pack)| (base, [Some(pack), None])))
+        })
+    }
+
+    /// Asks the index, unless the filter knows better, and notes the packs of what is found. When the index cannot tell, it is
+    /// not asked again, and nothing is found any more.
+    fn refer<T>(
         &self,
         id: &ChunkId,
-        find: impl FnOnce(&Shared) -> Result<Option<T>, RepoError>,
+        find: impl FnOnce(&Shared) -> Result<Option<(T, [Option<PackId>; 2])>, RepoError>,
     ) -> Result<Option<T>, RepoError> {
         if !self.index.maybe(id) || self.lookups_are_off.load(Ordering::Acquire) {
             return Ok(None);
         }
+        let _between = self.claims.read();
         match find(self) {
+            Ok(Some((found, packs))) => {
+                self.used.lock().extend(packs.into_iter().flatten());
+                Ok(Some(found))
+            }
+            Ok(None) => Ok(None),
             Err(RepoError::Index(error)) => {
                 self.lookups_are_off.store(true, Ordering::Release);
                 self.index_trouble.lock().get_or_insert(error);
                 Ok(None)
             }
-            done => done,
+            Err(error) => Err(error),
         }
     }
 
@@ -562,27 +547,31 @@ impl Shared {
         Ok(self.index.has_lost() && self.index.is_lost(id)?)
     }
 
+    /// What a copy that is a delta is one against, and a full copy of that (format-spec chapter 15).
+    fn base_of(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Option<(ChunkId, ChunkPlace)>, RepoError> {
+        let Some(base) = self.index.base_of(id, &place.pack)? else {
+            return Ok(None);
+        };
+        if self.is_lost(&base)? {
+            return Ok(None);
+        }
+        let full = self.confirmed(&base)?.filter(|full| full.stored_as != StoredAs::Delta);
+        Ok(full.map(|full| (base, full)))
+    }
+
     /// The chunk, or what its copy is a delta against, and the pack of a full copy of it. Own packs do not count: when a run
     /// is taken up again, its packs must stand by themselves.
     fn full_copy_for(&self, id: &ChunkId) -> Result<Option<(ChunkId, PackId)>, RepoError> {
-        let Some(mut place) = self.confirmed(id)? else {
-            return Ok(None);
+        let full = match self.confirmed(id)? {
+            Some(place) if place.stored_as == StoredAs::Delta => self.base_of(id, &place)?,
+            Some(place) if !self.is_lost(id)? => Some((*id, place)),
+            _ => None,
         };
-        let mut base = *id;
-        if place.stored_as == StoredAs::Delta {
-            let Some(below) = self.index.base_of(id, &place.pack)? else {
-                return Ok(None);
-            };
-            let Some(full) = self.confirmed(&below)? else {
-                return Ok(None);
-            };
-            (base, place) = (below, full);
-        }
-        let is_usable = place.stored_as == StoredAs::Data && place.session != self.session && !self.is_lost(&base)?;
-        Ok(is_usable.then_some((base, place.pack)))
+        let of_others = full.filter(|(_, place)| place.session != self.session);
+        Ok(of_others.map(|(base, place)| (base, place.pack)))
     }
 
-    /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without (format-spec chapter 15).
+    /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without.
     fn packs_of_stored(&self, id: &ChunkId) -> Result<Option<(PackId, Option<PackId>)>, RepoError> {
         // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
         if self.is_lost(id)? {
@@ -594,14 +583,8 @@ impl Shared {
         if place.stored_as != StoredAs::Delta {
             return Ok(Some((place.pack, None)));
         }
-        let Some(base) = self.index.base_of(id, &place.pack)? else {
-            return Ok(None);
-        };
-        if self.is_lost(&base)? {
-            return Ok(None);
-        }
-        let full = self.confirmed(&base)?.filter(|full| full.stored_as != StoredAs::Delta);
-        Ok(full.map(|full| (place.pack, Some(full.pack))))
+        let base = self.base_of(id, &place)?;
+        Ok(base.map(|(_, full)| (place.pack, Some(full.pack))))
     }
 
     fn check_poison(&self) -> Result<(), RepoError> {

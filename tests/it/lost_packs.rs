@@ -4,9 +4,8 @@
 use crate::story::{World, credential, noise, options, tree};
 use bytes::Bytes;
 use larder::edge::store::{Created, Part, Prefix, Store, StoreKey, local::LocalStore, memory::MemoryStore};
-use larder::ops::{Progress, backup};
+use larder::ops::backup;
 use larder::pure::id::SessionId;
-use larder::source::files::{ExcludesBuilder, WalkOptions};
 use larder::testing::fault_store::FaultStore;
 use larder::testing::small::SmallRepo;
 use std::path::Path;
@@ -66,14 +65,7 @@ fn lose(store: &dyn Store, key: &StoreKey, loss: Loss) {
 }
 
 fn back_up(world: &World, machine: &str, parent: backup::ParentChoice) -> backup::Report {
-    let repo = world.open(machine);
-    let input = backup::Input::Paths {
-        roots: vec![world.source()],
-        walk: WalkOptions::default(),
-        excludes: ExcludesBuilder::default(),
-    };
-    let options = backup::Options { parent, ..options() };
-    backup::run(&repo, input, &options, &Progress::default()).unwrap()
+    world.backup_with(machine, &backup::Options { parent, ..options() })
 }
 
 /// On a machine that knows nothing, the snapshot comes back as the source is.

@@ -172,7 +172,8 @@ fn stats_json(stats: &Stats) -> Value {
     json!({
         "files_new": stats.files_new, "files_changed": stats.files_changed, "files_unmodified": stats.files_unmodified,
         "dirs": stats.dirs, "bytes_processed": stats.bytes_processed, "bytes_read": stats.bytes_read,
-        "bytes_new": stats.bytes_new, "bytes_stored": stats.bytes_stored, "bytes_delta": stats.bytes_delta, "packs_uploaded": stats.packs_uploaded,
+        "bytes_new": stats.bytes_new, "bytes_stored": stats.bytes_stored, "bytes_delta": stats.bytes_delta,
+        "packs_uploaded": stats.packs_uploaded,
         "chunks_new": stats.chunks_new, "chunks_reused": stats.chunks_reused, "requests": stats.requests,
     })
 }

@@ -540,6 +540,7 @@ impl Pass<'_> {
                         counts,
                         progress,
                         numbers: AtomicU64::new(0),
+                        deltas: options.deltas,
                     };
                     plan.run(input, &job_sender, &order_sender);
                 })

@@ -127,6 +127,8 @@ pub struct Planner<'a, 'r> {
     pub progress: &'a Progress,
     /// Of entries that have to be read.
     pub numbers: AtomicU64,
+    /// Whether anybody wants to know what the parents have of an entry that changed.
+    pub deltas: bool,
 }
 
 /// Notes every node that is read, because the tree that is being built may contain it again.
@@ -249,14 +251,27 @@ impl<'a, 'r> Planner<'a, 'r> {
         order.send(Slot::RootEnd).map_err(|_| OpError::Interrupted)
     }
 
+    fn previous_of(&self, entry: Entry) -> Option<Previous> {
+        let size = entry.size();
+        match entry.kind {
+            EntryKind::File { content, .. } | EntryKind::Stream { content, .. } if self.deltas => {
+                Previous::new(size, content)
+            }
+            _ => None,
+        }
+    }
+
     /// What the newest parent has under the name of a stream. It only helps to store less, so it need not be readable.
     fn previous_stream(&self, key: &[u8]) -> Option<Previous> {
+        if !self.deltas {
+            return None;
+        }
         self.parents.iter().find_map(|parent| {
             let roots = &parent.snapshot.manifest.roots;
             let root = roots.iter().find(|root| root.kind == RootKind::StreamSet)?;
             let mut nodes = TreeReader::new(&parent.reader);
             let value = lookup(root.node, root.height, key, &mut nodes).ok()??;
-            previous_of(rules::decode_entry(root.kind, &value).ok()?)
+            self.previous_of(rules::decode_entry(root.kind, &value).ok()?)
         })
     }
 
@@ -446,12 +461,12 @@ impl<'a, 'r> Planner<'a, 'r> {
             || before.attributes.incomplete.is_some()
             || changed_at > end
         {
-            return Ok(Before::Changed(previous_of(before)));
+            return Ok(Before::Changed(self.previous_of(before)));
         }
         let value = value.to_vec();
         match self.content_is_there(&before, tree)? {
             true => Ok(Before::Unchanged(value)),
-            false => Ok(Before::Changed(previous_of(before))),
+            false => Ok(Before::Changed(self.previous_of(before))),
         }
     }
 
@@ -503,14 +518,6 @@ fn is_stored(index: &LocalIndex, id: &ChunkId) -> Result<bool, IndexError> {
     Ok(index.find(&base)?.is_some_and(|full| full.stored_as != StoredAs::Delta))
 }
 
-fn previous_of(entry: Entry) -> Option<Previous> {
-    let size = entry.size();
-    match entry.kind {
-        EntryKind::File { content, .. } | EntryKind::Stream { content, .. } => Previous::new(size, content),
-        _ => None,
-    }
-}
-
 /// Reads list nodes, and notes whether the repository lacks one: the local cache may still have it.
 struct CheckedLists<'n, 'a, 'r> {
     nodes: &'n mut TreeReader<'a, 'r>,
@@ -559,6 +566,7 @@ pub fn dry_run(
                 counts: &counts,
                 progress,
                 numbers: AtomicU64::new(0),
+                deltas: false,
             };
             planner.run(input, &job_sender, &order_sender);
             drop((job_sender, order_sender));

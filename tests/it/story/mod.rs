@@ -51,25 +51,34 @@ impl World {
 
     /// Opens with the cache named so; a new name is a new machine.
     pub fn open(&self, machine: &str) -> Repo {
+        self.open_on(self.store.clone(), machine)
+    }
+
+    /// The same on another store.
+    pub fn open_on(&self, store: Arc<dyn Store>, machine: &str) -> Repo {
         let options = LocalOptions {
             cache_dir: self.dir.path().join(machine),
             index: IndexShare::with_filter(1 << 20),
             node_cache_bytes_max: 64 << 20,
         };
-        open::connect(self.store.clone(), options)
-            .unwrap()
-            .unlock(&credential())
-            .unwrap()
+        open::connect(store, options).unwrap().unlock(&credential()).unwrap()
     }
 
-    pub fn backup(&self, machine: &str) -> backup::Report {
-        let repo = self.open(machine);
-        let input = backup::Input::Paths {
+    /// Everything in the source.
+    pub fn input(&self) -> backup::Input {
+        backup::Input::Paths {
             roots: vec![self.source()],
             walk: WalkOptions::default(),
             excludes: ExcludesBuilder::default(),
-        };
-        backup::run(&repo, input, &options(), &Progress::default()).unwrap()
+        }
+    }
+
+    pub fn backup(&self, machine: &str) -> backup::Report {
+        self.backup_with(machine, &options())
+    }
+
+    pub fn backup_with(&self, machine: &str, options: &backup::Options) -> backup::Report {
+        backup::run(&self.open(machine), self.input(), options, &Progress::default()).unwrap()
     }
 
     pub fn restore(&self, machine: &str, snapshot: &SessionId, to: &str) -> (restore::Report, PathBuf) {
