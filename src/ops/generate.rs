@@ -17,7 +17,8 @@ use std::time::Instant;
 /// Chunks in each of the packs that are made up.
 const CHUNKS_PER_PACK: u64 = 512;
 
-/// Lists `chunks` chunks of 1 MiB that do not exist in runs of a session of their own.
+/// Lists `chunks` chunks of 1 MiB that do not exist in runs of a session of their own. The local index is not told, which makes it
+/// several times faster: whoever goes on with the repository starts with another one.
 ///
 /// # Errors
 /// When the repository cannot be written.
@@ -67,7 +68,6 @@ pub fn index_rows(repo: &Repo, chunks: u64, progress: &Progress) -> Result<(), O
             body_hash24: [0; 24],
             records,
         };
-        repo.index.add_pack(&pack)?;
         session.writer().adopt(pack)?;
         session.tick()?;
         left -= count;

@@ -25,6 +25,15 @@ fn generate_repo(context: &Context, chunks: u64) -> Result<(), Failure> {
     context
         .run("generating", |progress| generate::index_rows(&repo, chunks, progress))
         .doing("filling the index")?;
+    // The local index was not told what the runs list; without it, the next command reads them.
+    let state = repo.state_dir.clone();
+    drop(repo);
+    std::fs::remove_dir_all(&state)
+        .map_err(|source| RepoError::Local {
+            what: format!("removing {}", state.display()),
+            source,
+        })
+        .doing("removing the local index")?;
     context.output.say(format!(
         "{} that do not exist were listed; this repository is for measuring only",
         count(chunks, "chunk", "chunks")

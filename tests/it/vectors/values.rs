@@ -543,7 +543,12 @@ fn protectors(values: &Values) {
         repo, kid, kid_secret, ..
     } = &values.fixture;
     let salt: [u8; 16] = counting(0);
-    let ikm = kdf::argon2id(b"correct horse battery staple", &salt, Cost::DEFAULT).unwrap();
+    let cost = Cost {
+        memory_kib: 65_536,
+        passes: 3,
+        lanes: 4,
+    };
+    let ikm = kdf::argon2id(b"correct horse battery staple", &salt, cost).unwrap();
     values.is(
         "argon2id(m=65536KiB,t=3,p=4,salt=000102..0f,\"correct horse battery staple\")",
         ikm.expose(),
@@ -559,10 +564,7 @@ fn protectors(values: &Values) {
     let paper: String = paper::write(&key_file).split_whitespace().collect();
     assert_eq!(paper, values.text("paper key"));
     assert_eq!(paper::read(paper.as_bytes()), paper::Reading::Key(key_file.clone()));
-    let passphrase = ProtectorKind::Passphrase {
-        salt,
-        cost: Cost::DEFAULT,
-    };
+    let passphrase = ProtectorKind::Passphrase { salt, cost };
     for (number, kind, ikm) in [(0, passphrase, &ikm), (1, ProtectorKind::KeyFile, &key_file)] {
         let object = values.bytes(&format!("object keys/{kid}/{number:04}"));
         let protector = Protector::decode(&object, kid).unwrap();
