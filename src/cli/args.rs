@@ -1,6 +1,6 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{Every, parse_duration, parse_every, parse_rate, parse_size, parse_tag};
+use super::names::{Every, parse_duration, parse_every, parse_percent, parse_rate, parse_size, parse_tag};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -31,6 +31,7 @@ Get data back:
 
 Keep it healthy:
   repo check          audit the repository
+  repo prune          give back the space of forgotten snapshots
   repo info, stats    format and keys; sizes
 
 Options:
@@ -219,6 +220,14 @@ Without --read-data, everything but the data itself is read: every object that i
 What --read-data has verified is remembered on this machine; subsets by share or size begin with what was verified longest ago."
     )]
     Check(CheckArgs),
+    /// Give back the space of forgotten snapshots
+    #[command(
+        after_help = "Examples:\n  larder repo prune --dry-run\n  larder repo prune\n  larder repo prune --max-unused 20% --max-repack 50G\n\n\
+Backups go on meanwhile, here and on other machines. What no snapshot needs is condemned first, and deleted when every running backup has\n\
+taken note of that, which takes a quarter of an hour at most: at once if none is running, otherwise by the next prune.\n\
+Whatever is missing or cannot be read stops it before anything is deleted."
+    )]
+    Prune(PruneArgs),
     /// List, add and remove passwords and key files
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Key(KeyCommand),
@@ -253,6 +262,22 @@ pub struct CheckArgs {
     pub snapshot: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Keep packs for this long after they were condemned
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub grace: Option<Duration>,
+    /// Rewrite packs of which more than this is unused [default: 20% with --max-repack, else none are rewritten]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub max_unused: Option<f64>,
+    /// Rewrite badly used packs, copying at most so much [default: no limit with --max-unused]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_repack: Option<u64>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// List what opens the repository
@@ -262,6 +287,13 @@ pub enum KeyCommand {
         after_help = "Examples:\n  larder repo key add\n  larder repo key add --new-password-file /home/ann/second --hint 'in the safe'\n  larder repo key add --new-key-file /home/ann/larder.key"
     )]
     Add(KeyAddArgs),
+    /// Give a machine or a person a key of its own
+    #[command(
+        after_help = "Examples:\n  larder repo key add-writer web1 --new-key-file web1.key\n  larder repo key add-writer cleaner --duty maintainer --new-key-file cleaner.key\n\n\
+A key of its own for each machine keeps their histories apart, and one that is stolen cannot forget, prune or add keys. What the store's\n\
+own credentials allow is another matter: limit those as well."
+    )]
+    AddWriter(KeyAddWriterArgs),
     /// Remove a password or key file
     Remove(KeyRemoveArgs),
     /// Make a paper key and print it: 65 letters and digits that open the repository without the password
@@ -305,6 +337,34 @@ pub struct KeyAddArgs {
     /// Words that remind of which one it is; everybody who can read the repository's storage can read them
     #[arg(long, value_name = "TEXT")]
     pub hint: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyAddWriterArgs {
+    /// Name of the machine or person; everybody who can read the repository's storage can read it
+    pub label: String,
+    /// What the key is for
+    #[arg(long, value_enum, default_value = "backup")]
+    pub duty: DutyArg,
+    /// File whose first line is the password of the new key [default: ask]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub new_password_file: Option<PathBuf>,
+    /// Make a key file for the new key
+    #[arg(long, value_name = "FILE", conflicts_with = "new_password_file", value_hint = ValueHint::FilePath)]
+    pub new_key_file: Option<PathBuf>,
+}
+
+/// What a new key is for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DutyArg {
+    /// Back up and restore
+    Backup,
+    /// Look, check and restore
+    Reader,
+    /// Forget, hold, prune and check
+    Maintainer,
+    /// Everything
+    Admin,
 }
 
 #[derive(Debug, Args)]

@@ -149,6 +149,18 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// Slowest rate that is taken: below it nothing but time-outs would come of it.
 const RATE_MIN: u64 = 1 << 10;
 
+/// Reads a share such as `20%` or `2.5%`; returns it between 0 and 1.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    match number {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("give a share between 0% and 100%, such as 20%".into()),
+    }
+}
+
 /// Reads a rate in bytes per second: `500K`, `1.5MiB`, `2M/s`.
 ///
 /// # Errors

@@ -24,6 +24,16 @@ pub enum OpError {
     Usage(String),
     #[error("{what}")]
     Refused { what: String, hint: String },
+    /// Something is not as it must be before anything may be deleted.
+    #[error("{what}, so nothing was deleted")]
+    InDoubt {
+        what: String,
+        #[source]
+        source: Option<Box<RepoError>>,
+        /// What decides about the exit code.
+        kind: Kind,
+        hint: &'static str,
+    },
     #[error("interrupted; no snapshot was completed")]
     Interrupted,
     #[error("the time limit was reached")]
@@ -46,6 +56,7 @@ impl Explain for OpError {
             OpError::Output(_) => Kind::Unavailable,
             OpError::Usage(_) => Kind::Usage,
             OpError::Refused { .. } => Kind::Refused,
+            OpError::InDoubt { kind, .. } => *kind,
             OpError::Interrupted => Kind::Interrupted,
             OpError::TimeLimit => Kind::TimeLimit,
         }
@@ -59,6 +70,7 @@ impl Explain for OpError {
             OpError::Target(error) => error.hint(),
             OpError::Output(_) | OpError::Usage(_) => None,
             OpError::Refused { hint, .. } => Some(hint.clone()),
+            OpError::InDoubt { hint, .. } => Some((*hint).to_owned()),
             OpError::Interrupted => Some("run the same command again: what was uploaded is used again".into()),
             OpError::TimeLimit => Some("run the same command again: it goes on where it stopped".into()),
         }

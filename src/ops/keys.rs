@@ -3,6 +3,7 @@
 use super::OpError;
 use crate::edge::store::Created;
 use crate::pure::base::Timestamp;
+use crate::pure::crypto::Secret;
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::protector::{Protector, ProtectorKind};
@@ -115,6 +116,16 @@ pub fn add(repo: &Repo, credential: &Credential, hint: Option<String>) -> Result
 fn confirm(repo: &Repo, name: &ObjectName, credential: &Credential) -> Result<(), OpError> {
     let bytes = read_whole(&*repo.store, name, "the new key")?;
     let protector = Protector::decode(&bytes, &repo.kid).map_err(object_error("reading back", name))?;
+    confirm_opens(repo, &protector, credential, &repo.kid_secret)
+}
+
+/// Makes sure that a protector opens with `credential` to the key holder's `secret`.
+pub(super) fn confirm_opens(
+    repo: &Repo,
+    protector: &Protector,
+    credential: &Credential,
+    secret: &Secret,
+) -> Result<(), OpError> {
     let ikm = match (&protector.kind, credential) {
         (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
             kdf::argon2id(password, salt, *cost).map_err(|error| RepoError::Internal(error.to_string()))?
@@ -122,7 +133,7 @@ fn confirm(repo: &Repo, name: &ObjectName, credential: &Credential) -> Result<()
         (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
         _ => return Err(RepoError::Internal("the new key was stored as another kind".into()).into()),
     };
-    if protector.unwrap(&repo.config.repo, &ikm).ok().as_ref() != Some(&repo.kid_secret) {
+    if protector.unwrap(&repo.config.repo, &ikm).ok().as_ref() != Some(secret) {
         return Err(
             RepoError::Internal("the new key does not open what it should; it must not be relied on".into()).into(),
         );

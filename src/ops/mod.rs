@@ -5,9 +5,13 @@ pub mod check;
 pub mod dump;
 pub mod error;
 pub mod generate;
+pub mod holders;
 pub mod keys;
 pub mod look;
+mod node_key;
 pub mod progress;
+pub mod prune;
+mod queue;
 pub mod restore;
 pub mod tag;
 

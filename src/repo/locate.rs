@@ -46,7 +46,11 @@ impl Locate for IndexLocator {
         id: &ChunkId,
         each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
     ) -> Result<(), RepoError> {
-        let _ = repo.index.find_all(id)?.into_iter().try_for_each(each);
+        let flow = repo.index.find_all(id)?.into_iter().try_for_each(&mut *each);
+        // A snapshot that was published while a pack was being condemned may need it until a sweep has copied out what it needs.
+        if flow.is_continue() {
+            let _ = repo.index.find_condemned(id)?.into_iter().try_for_each(each);
+        }
         Ok(())
     }
 }

@@ -18,8 +18,10 @@ use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// At most this many protectors are tried on unlock, so that planted ones cannot cost hours (X13).
-const PROTECTORS_TRIED_MAX: usize = 8;
+/// At most this many passwords' protectors are tried on unlock, so that planted ones cannot cost hours (X13) …
+const PASSWORDS_TRIED_MAX: usize = 8;
+/// … and this many of key files, of which every machine may have one: each costs a request, on a machine that has not seen it.
+const KEY_FILES_TRIED_MAX: usize = 1000;
 
 /// What the user unlocks a repository with.
 #[derive(Clone)]
@@ -558,11 +560,15 @@ impl Locked {
             .collect();
         let last = self.index.recall("last-protector")?.unwrap_or_default();
         names.sort_by_key(|name| name.to_string().into_bytes() != last);
+        let tried_max = match credential {
+            Credential::Password(_) => PASSWORDS_TRIED_MAX,
+            Credential::KeyFile(_) => KEY_FILES_TRIED_MAX,
+        };
         let mut tried = 0;
         let mut fitting = false;
         for name in &names {
             let ObjectName::Protector(kid, _) = name else { continue };
-            if tried == PROTECTORS_TRIED_MAX {
+            if tried == tried_max {
                 break;
             }
             let remembered = self.index.recall(&name.to_string())?;

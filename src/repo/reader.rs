@@ -9,7 +9,7 @@ use super::recent::Recent;
 use super::trailers::Trailers;
 use crate::edge::store::Part;
 use crate::pure::crypto::{BlobKey, Slot};
-use crate::pure::format::blob::{self, BlobType, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
+use crate::pure::format::blob::{self, BlobType, Codec, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
 use crate::pure::format::manifest::Hint;
 use crate::pure::format::name::{ObjectName, PackKind};
 use crate::pure::format::pack::HEADER_LEN;
@@ -398,6 +398,53 @@ impl<'r> BlobReader<'r> {
                 blob::finish_delta(&opened, &plain, &self.repo.keys, id, opener, out).map_err(damaged())
             }
         }
+    }
+
+    /// Reads one copy, a delta against `base`, the plaintext of its base.
+    ///
+    /// # Errors
+    /// When the copy cannot be fetched, or does not open with this base.
+    pub fn read_delta(
+        &self,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        base: &[u8],
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
+        let frame = self.fetch_frame(place)?;
+        let key = self.blob_key(place, &frame)?;
+        let name = pack_name(place.kind, place.pack, place.session);
+        let damaged = || object_error("opening a chunk of", &name);
+        let opened =
+            blob::open_frame(&frame, &key, &self.repo.keys, BlobType::Data, id, opener, out).map_err(damaged())?;
+        match opened {
+            Opened::Done => Ok(()),
+            Opened::NeedsBase { .. } => {
+                blob::finish_delta(&opened, base, &self.repo.keys, id, opener, out).map_err(damaged())
+            }
+        }
+    }
+
+    /// Reads one copy, verifies it, and begins another frame with what is in it, coded as it is.
+    ///
+    /// # Errors
+    /// As [`Self::read_copy`].
+    pub fn reopen_copy(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(Codec, u32), RepoError> {
+        self.read_copy(ty, id, place, opener, out)?;
+        let frame = self.fetch_frame(place)?;
+        let key = self.blob_key(place, &frame)?;
+        let name = pack_name(place.kind, place.pack, place.session);
+        let repo = self.repo.keys.repo();
+        blob::reopen_frame(&frame, &key, repo, 0, ty, id, &mut opener.scratch, out)
+            .map_err(object_error("opening a chunk of", &name))
     }
 
     /// A base is never itself a delta (depth one), so this does not recurse further.

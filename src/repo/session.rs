@@ -691,6 +691,26 @@ impl<'r> Session<'r> {
         }
     }
 
+    /// Ends a session of maintenance: what it has copied counts from here on. False if somebody took the session for dead.
+    ///
+    /// # Errors
+    /// When the outcome cannot be written.
+    pub fn publish_maintenance(mut self, _durable: Durable) -> Result<bool, RepoError> {
+        self.protocol.step(Event::Durable).map_err(internal)?;
+        let label = OutcomeLabel {
+            kind: OutcomeKind::Maintenance,
+            source: None,
+            flags: 0,
+        };
+        let (_, action) = self.end(&label, None)?;
+        Ok(action == Action::Finish(Finish::Committed))
+    }
+
+    /// Returns the generations that this session has acknowledged.
+    pub fn acknowledged(&self) -> Vec<SessionId> {
+        self.protocol.acked().copied().collect()
+    }
+
     /// Ends the session without a snapshot: what it uploaded and listed can be used by later ones. Best effort.
     pub fn abandon(mut self) {
         self.give_up();
@@ -700,7 +720,7 @@ impl<'r> Session<'r> {
     /// does nothing.
     pub fn give_up(&mut self) {
         let label = OutcomeLabel {
-            kind: OutcomeKind::Abandon,
+            kind: end_without_snapshot(self.repo),
             source: None,
             flags: 0,
         };
@@ -942,7 +962,7 @@ fn recover(repo: &Repo) -> Result<bool, RepoError> {
         repo.sync_outcomes(&mut HistoryState::default())?;
         let session = open.session;
         if repo.index.outcome_bytes(&session)?.is_none() && is_registered(repo, &session)? {
-            end_crashed(repo, &session)?;
+            end_session_of_another(repo, &session, End::Abandon)?;
         }
         if let Some(stored) = repo.stored_outcome(&session)? {
             repo.index.accept_session(&session, &stored.outcome.accepted)?;
@@ -976,8 +996,27 @@ fn is_registered(repo: &Repo, session: &SessionId) -> Result<bool, RepoError> {
     }
 }
 
-/// Publishes the outcome "abandon" for a crashed session of this machine, accepting the runs that it wrote.
-fn end_crashed(repo: &Repo, session: &SessionId) -> Result<(), RepoError> {
+/// How a session of this key ends that publishes no snapshot: each kind is for those who may sign it (format-spec chapter 9.2).
+fn end_without_snapshot(repo: &Repo) -> OutcomeKind {
+    if repo.roles & (role::WRITE | role::ADMIN) != 0 {
+        OutcomeKind::Abandon
+    } else {
+        OutcomeKind::Maintenance
+    }
+}
+
+/// How somebody else's session, or one whose process is gone, is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It is this machine's, and its process is gone.
+    Abandon,
+    /// It seems dead.
+    Fence,
+}
+
+/// Publishes the outcome of a session that does not do so itself, accepting the runs that it wrote. False if it has ended by
+/// itself meanwhile.
+pub(super) fn end_session_of_another(repo: &Repo, session: &SessionId, end: End) -> Result<bool, RepoError> {
     let _commit = HostLock::take(&repo.state_dir.join("commit.lock"))?;
     let numbers: BTreeSet<u32> = list_names(&*repo.store, &format!("idx/0-{session}-"))?
         .into_iter()
@@ -1009,7 +1048,10 @@ fn end_crashed(repo: &Repo, session: &SessionId) -> Result<(), RepoError> {
     let outcome = Outcome {
         kid: repo.kid,
         created: host::now(),
-        kind: OutcomeKind::Abandon,
+        kind: match end {
+            End::Abandon => end_without_snapshot(repo),
+            End::Fence => OutcomeKind::Fence,
+        },
         session: *session,
         accepted,
         run: None,
@@ -1031,8 +1073,14 @@ fn end_crashed(repo: &Repo, session: &SessionId) -> Result<(), RepoError> {
         .create(&store_key(&name), Bytes::copy_from_slice(&sealed))
         .map_err(store_error("ending an interrupted session"))?
     {
-        Created::New => keep_outcome(repo, &opened_own(repo, &outcome, sealed)?, true),
-        // It had committed after all, or maintenance fenced it: take over what is there.
-        Created::Exists => repo.sync_outcomes(&mut HistoryState::default()),
+        Created::New => {
+            keep_outcome(repo, &opened_own(repo, &outcome, sealed)?, true)?;
+            Ok(true)
+        }
+        // It had committed after all, or somebody else fenced it: take over what is there.
+        Created::Exists => {
+            repo.sync_outcomes(&mut HistoryState::default())?;
+            Ok(false)
+        }
     }
 }

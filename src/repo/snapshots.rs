@@ -508,9 +508,7 @@ impl Repo {
     }
 
     fn sync_marks_into(&self, state: &mut HistoryState) -> Result<(), RepoError> {
-        let drops = self.list_drops(state)?;
-        let held = self.list_held(&drops, state)?;
-        self.keep_marks(&drops, &|session| held.contains(session))
+        self.list_forgotten(state).map(drop)
     }
 
     /// Lists `drop/` and returns every session that has one, held or not: what a session may not take for its parent
@@ -523,6 +521,16 @@ impl Repo {
         let drops = self.list_drops(state)?;
         let kept = self.keep_drops(&drops);
         Ok((drops.into_iter().map(|(session, _)| session).collect(), kept))
+    }
+
+    /// Lists `drop/`, and `hold/` after it; returns which snapshots are forgotten and not held. Marks that do not verify are in
+    /// `state`.
+    pub(super) fn list_forgotten(&self, state: &mut HistoryState) -> Result<HashSet<SessionId>, RepoError> {
+        let drops = self.list_drops(state)?;
+        let held = self.list_held(&drops, state)?;
+        self.keep_marks(&drops, &|session| held.contains(session))?;
+        let forgotten = drops.into_iter().map(|(session, _)| session);
+        Ok(forgotten.filter(|session| !held.contains(session)).collect())
     }
 
     /// Holds were not looked at, so those that were seen last time still count.

@@ -10,6 +10,7 @@ mod hostile_trees;
 mod local_state;
 mod lost_packs;
 mod marks;
+mod prune;
 mod reading;
 mod story;
 mod tidy;

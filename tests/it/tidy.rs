@@ -19,7 +19,7 @@ const PURE_LAYERS: &[&[&str]] = &[
     &["id"],
     &["chunk", "crypto", "compress"],
     &["format"],
-    &["tree", "protocol"],
+    &["tree", "protocol", "plan"],
 ];
 
 /// What `pure` may not name: the outside comes in as arguments.

@@ -1,23 +1,28 @@
 //! `repo key`: passwords, key files and paper keys.
 
-use crate::cli::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs, PaperExportArgs, PaperImportArgs};
+use crate::cli::args::{
+    DutyArg, KeyAddArgs, KeyAddWriterArgs, KeyCommand, KeyRemoveArgs, PaperExportArgs, PaperImportArgs,
+};
 use crate::cli::context::Context;
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
 use crate::cli::output::printable;
 use crate::edge::host;
+use crate::ops::holders::{self, Duty};
 use crate::ops::keys;
 use crate::pure::crypto::{Secret, paper};
 use crate::repo::Repo;
 use crate::repo::open::Credential;
 use serde_json::json;
+use std::path::Path;
 use zeroize::Zeroizing;
 
 pub fn run(context: &Context, command: KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::List => list(context),
         KeyCommand::Add(args) => add(context, &args),
+        KeyCommand::AddWriter(args) => add_writer(context, &args),
         KeyCommand::Remove(args) => remove(context, &args),
         KeyCommand::ExportPaper(args) => export_paper(context, &args),
         KeyCommand::ImportPaper(args) => import_paper(context, &args),
@@ -132,12 +137,44 @@ fn import_paper(context: &Context, args: &PaperImportArgs) -> Result<(), Failure
     add_to(context, &repo, &args.new)
 }
 
-fn add_to(context: &Context, repo: &Repo, args: &KeyAddArgs) -> Result<(), Failure> {
-    let credential = match (&args.new_password_file, &args.new_key_file) {
-        (Some(path), _) => env::password_file(path)?,
-        (None, Some(path)) => env::make_key_file(path)?,
-        (None, None) => env::ask_new()?,
+/// A password from a file, a key file that is made now, or a password that is asked for.
+fn new_credential(password_file: Option<&Path>, key_file: Option<&Path>) -> Result<Credential, Failure> {
+    match (password_file, key_file) {
+        (Some(path), _) => env::password_file(path),
+        (None, Some(path)) => env::make_key_file(path),
+        (None, None) => env::ask_new(),
+    }
+}
+
+fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure> {
+    let repo = context.repo()?;
+    let duty = match args.duty {
+        DutyArg::Backup => Duty::Backup,
+        DutyArg::Reader => Duty::Reader,
+        DutyArg::Maintainer => Duty::Maintainer,
+        DutyArg::Admin => Duty::Admin,
     };
+    let credential = new_credential(args.new_password_file.as_deref(), args.new_key_file.as_deref())?;
+    let added = holders::add(&repo, &args.label, duty, &credential);
+    if let (Err(_), Some(path)) = (&added, &args.new_key_file) {
+        // It opens nothing; left there, it would be mistaken for a key.
+        let _ = std::fs::remove_file(path);
+    }
+    let kid = added.doing("adding a key")?;
+    if context.output.json {
+        return context.output.json(&json!({
+            "type": "holder_added", "version": 1, "key_id": kid.to_string(), "label": args.label, "kind": credential.noun(),
+        }));
+    }
+    context.output.say(format!(
+        "added key {kid} for {}; its {} was tried out and opens the repository",
+        printable(args.label.as_bytes()),
+        credential.noun()
+    ))
+}
+
+fn add_to(context: &Context, repo: &Repo, args: &KeyAddArgs) -> Result<(), Failure> {
+    let credential = new_credential(args.new_password_file.as_deref(), args.new_key_file.as_deref())?;
     let number = keys::add(repo, &credential, args.hint.clone()).doing("adding a key")?;
     if context.output.json {
         return context

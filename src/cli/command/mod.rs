@@ -8,6 +8,7 @@ mod entries;
 mod find;
 mod key;
 mod ls;
+mod prune;
 mod repo;
 mod restore;
 mod shell;
@@ -27,6 +28,7 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Info) => repo::info(context),
         Command::Repo(RepoCommand::Stats) => repo::stats(context),
         Command::Repo(RepoCommand::Check(args)) => repo::check(context, &args),
+        Command::Repo(RepoCommand::Prune(args)) => prune::run(context, &args),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),
         Command::Restore(args) => restore::run(context, &args),

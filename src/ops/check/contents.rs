@@ -1,9 +1,9 @@
 //! What entries refer to: whether there is a sound copy of every piece, and whether the lists of large files are whole.
 
 use super::lost::{Fate, Lost};
-use super::node_key::{NodeKey, node_key};
 use super::report::Report;
 use crate::ops::OpError;
+use crate::ops::node_key::{NodeKey, node_key};
 use crate::pure::format::FormatError;
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry};

@@ -5,11 +5,11 @@
 
 use super::contents::Contents;
 use super::lost::Lost;
-use super::node_key::{NodeKey, node_key};
 use super::report::{DamagedFile, Report};
 use super::trees::{Hits, SnapshotRoot};
 use crate::ops::OpError;
 use crate::ops::look::full_path;
+use crate::ops::node_key::{NodeKey, node_key};
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::Entry;
 use crate::pure::format::manifest::Root;

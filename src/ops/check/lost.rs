@@ -18,6 +18,8 @@ enum LostPart {
 #[derive(Default)]
 pub(super) struct Lost {
     packs: HashMap<PackId, LostPart>,
+    /// Condemned packs that are not there any more, as it should be.
+    deleted: HashSet<PackId>,
     changes: u64,
 }
 
@@ -46,6 +48,11 @@ impl Lost {
     pub(super) fn add_pack(&mut self, pack: PackId) {
         self.changes += 1;
         self.packs.insert(pack, LostPart::Whole);
+    }
+
+    /// Takes note of a condemned pack that is not there any more.
+    pub(super) fn add_deleted(&mut self, pack: PackId) {
+        self.deleted.insert(pack);
     }
 
     pub(super) fn add_frames(&mut self, pack: PackId, offsets: impl IntoIterator<Item = u32>) {
@@ -86,7 +93,7 @@ impl Lost {
             }
             return Ok(Fate::Fine);
         }
-        let copies = repo.index.find_all(id)?;
+        let copies = self.copies(repo, id)?;
         if copies.is_empty() {
             return Ok(Fate::Unlisted);
         }
@@ -107,12 +114,24 @@ impl Lost {
         Ok(Fate::Lost)
     }
 
+    /// The copies that a restore tries: those in condemned packs last, as long as they are there.
+    fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, OpError> {
+        let mut copies = repo.index.find_all(id)?;
+        let condemned = repo.index.find_condemned(id)?;
+        copies.extend(
+            condemned
+                .into_iter()
+                .filter(|place| !self.deleted.contains(&place.pack)),
+        );
+        Ok(copies)
+    }
+
     /// Returns the pack with a full copy of the base that a delta needs.
     fn sound_base(&self, repo: &Repo, id: &ChunkId, place: &ChunkPlace) -> Result<Option<PackId>, OpError> {
         let Some(base) = repo.index.base_of(id, &place.pack)? else {
             return Ok(None);
         };
-        let copies = repo.index.find_all(&base)?;
+        let copies = self.copies(repo, &base)?;
         let sound = |copy: &&ChunkPlace| copy.stored_as != StoredAs::Delta && !self.holds(copy);
         Ok(copies.iter().find(sound).map(|copy| copy.pack))
     }

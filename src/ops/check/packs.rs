@@ -84,6 +84,9 @@ pub(super) fn check_packs_exist(repo: &Repo, lost: &mut Lost, report: &mut Repor
         if size.is_some() && pack.state != PackState::Gone {
             known += 1;
         }
+        if pack.state == PackState::Condemned && size.is_none() {
+            lost.add_deleted(pack.pack);
+        }
         if pack.state == PackState::Mine && size.is_some() {
             not_listed_yet += 1;
         }

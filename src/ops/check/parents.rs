@@ -1,10 +1,10 @@
 //! That in every tree each entry is in a directory of that tree. The first tree of a path is walked from end to end, every
 //! further one is compared with the last one that was right.
 
-use super::node_key::node_key;
 use super::report::{Report, chain};
 use super::side_by_side::side_by_side;
 use super::trees::{Hits, SnapshotRoot, root_name};
+use crate::ops::node_key::node_key;
 use crate::ops::{OpError, Progress};
 use crate::pure::format::manifest::RootKind;
 use crate::pure::tree::parents::{check, check_against};

@@ -7,9 +7,9 @@
 
 use super::contents::Contents;
 use super::lost::Lost;
-use super::node_key::{NodeKey, node_key};
-use super::queue::Queue;
 use super::report::Report;
+use crate::ops::node_key::{NodeKey, node_key};
+use crate::ops::queue::Queue;
 use crate::ops::{OpError, Progress};
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::Entry;

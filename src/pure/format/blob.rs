@@ -277,6 +277,41 @@ pub fn open_frame(
     }
 }
 
+/// Opens the seal of a frame and begins another one with what is in it, coded as it is: for copying a blob into another pack.
+/// `out` is then as after [`begin_frame`] and the payload, padding included. Nothing is decoded: verify the blob first.
+///
+/// # Errors
+/// The seal does not open, or what is in it is no coded blob. `out` is then empty.
+pub fn reopen_frame(
+    frame: &[u8],
+    key: &BlobKey,
+    repo: &RepoId,
+    slot_index: u16,
+    ty: BlobType,
+    id: &ChunkId,
+    scratch: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<(Codec, u32), FormatError> {
+    out.clear();
+    if !(FRAME_OVERHEAD + 1..=STORED_BYTES_MAX).contains(&frame.len()) {
+        return Ok(malformed("blob frame length")?);
+    }
+    key.sealer
+        .open_into(&nonce(id), &frame[SLOT_INDEX_LEN..], &aad(ty, repo, id), scratch)?;
+    let mut plaintext = Reader::new(scratch);
+    let codec = plaintext.u8("blob codec")?;
+    let raw_len = plaintext.u32("blob length")?;
+    let codec = match codec {
+        CODEC_RAW => Codec::Raw,
+        CODEC_ZSTD => Codec::Zstd,
+        CODEC_DELTA => Codec::Delta(ChunkId(plaintext.array("blob base id")?)),
+        _ => return Ok(malformed("blob codec")?),
+    };
+    out.extend_from_slice(&slot_index.to_le_bytes());
+    out.extend_from_slice(scratch);
+    Ok((codec, raw_len))
+}
+
 /// Decodes a delta against the plaintext of its base into `out` and verifies the id.
 ///
 /// # Errors

@@ -38,6 +38,12 @@ pub const TRAILER_LEN_MIN: usize = TRAILER_HEAD_LEN + Slot::LEN + RECORD_LEN + 4
 /// Length of the smallest pack.
 pub const PACK_LEN_MIN: usize = HEADER_LEN + FRAME_OVERHEAD + 1 + TRAILER_LEN_MIN + FOOTER_LEN;
 
+/// Bytes of a pack beside the frames of so many blobs, none of them a delta, under one session's key.
+pub fn overhead(blobs: u64) -> u64 {
+    let fixed = HEADER_LEN + TRAILER_LEN_MIN - RECORD_LEN + FOOTER_LEN;
+    (fixed as u64).saturating_add(blobs.saturating_mul(RECORD_LEN as u64))
+}
+
 /// The 64 plaintext bytes at the start of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackHeader {

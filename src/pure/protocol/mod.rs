@@ -2,3 +2,4 @@
 //! runs in production, in the simulator and in the model checker.
 
 pub mod backup;
+pub mod maintain;

@@ -116,6 +116,32 @@ impl LocalIndex {
         })
     }
 
+    /// Returns the copies of a chunk in condemned packs: they can be read as long as the packs are there, and not referred to.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn find_condemned(&self, id: &ChunkId) -> Result<Vec<ChunkPlace>, IndexError> {
+        let current = HashSet::new();
+        self.read(|connection| {
+            let mut copies = usable_copies(connection, id, &current, Purpose::Rescue)?;
+            copies.sort_by_key(|copy| !copy.is_full());
+            copies.iter().map(|copy| self.place(connection, copy)).collect()
+        })
+    }
+
+    /// Returns where the copy of a chunk in one pack lies; `None` if the index knows none there.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn find_copy(&self, id: &ChunkId, pack: u32) -> Result<Option<ChunkPlace>, IndexError> {
+        let current = Arc::clone(&self.current.read());
+        self.read(|connection| {
+            let copies = usable_copies(connection, id, &current, Purpose::Refer)?;
+            let copy = copies.iter().find(|copy| copy.pack == pack);
+            copy.map(|copy| self.place(connection, copy)).transpose()
+        })
+    }
+
     /// Returns what [`Self::find`] returns for each of `ids`, in their order; several times faster for many.
     ///
     /// # Errors
@@ -223,6 +249,17 @@ impl LocalIndex {
             )?;
             let mut rows = statement.query([pack.as_bytes()])?;
             rows.next()?.map(pack_info).transpose()
+        })
+    }
+
+    /// Whether any copy is known that is stored as a delta.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn has_deltas(&self) -> Result<bool, IndexError> {
+        self.read(|connection| {
+            let any = connection.query_row("SELECT EXISTS (SELECT 1 FROM delta)", [], |row| row.get(0))?;
+            Ok(any)
         })
     }
 
@@ -409,6 +446,8 @@ enum Purpose {
     Refer,
     /// To be read, if it can be: absent packs are tried.
     Read,
+    /// To be read out of a condemned pack, while that exists; others do not count.
+    Rescue,
 }
 
 /// Adds the usable copies that one of the two tables has; false if the table has no copy at all.
@@ -429,12 +468,13 @@ fn collect_usable(
         // A pack that is gone for long has no row any more.
         let state: Option<i64> = row.get(3)?;
         let usable = match state.map(PackState::from_number).transpose()? {
-            Some(PackState::Live) => true,
+            Some(PackState::Live) => purpose != Purpose::Rescue,
             Some(PackState::Mine) => row
                 .get::<_, Option<[u8; 16]>>(4)?
                 .is_some_and(|o| current.contains(&SessionId(o))),
             Some(PackState::Absent) => purpose == Purpose::Read,
-            Some(PackState::Condemned | PackState::Gone) | None => false,
+            Some(PackState::Condemned) => purpose == Purpose::Rescue,
+            Some(PackState::Gone) | None => false,
         };
         if usable {
             copies.push(copy);

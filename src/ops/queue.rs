@@ -3,7 +3,7 @@
 use parking_lot::{Condvar, Mutex};
 
 /// Tasks that wait, and how many are being done.
-pub(super) struct Queue<T> {
+pub(in crate::ops) struct Queue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
@@ -16,14 +16,14 @@ struct State<T> {
 }
 
 /// A task that is being done; dropping it says that it is done.
-pub(super) struct Taken<'q, T> {
+pub(in crate::ops) struct Taken<'q, T> {
     queue: &'q Queue<T>,
     more: Vec<T>,
 }
 
 impl<T> Queue<T> {
     /// Starts with these tasks, the last of which is done first.
-    pub(super) fn new(waiting: Vec<T>) -> Queue<T> {
+    pub(in crate::ops) fn new(waiting: Vec<T>) -> Queue<T> {
         Queue {
             state: Mutex::new(State {
                 waiting,
@@ -35,7 +35,7 @@ impl<T> Queue<T> {
     }
 
     /// Returns the next task, waiting for one if need be; `None` when all are done, or after [`stop`](Self::stop).
-    pub(super) fn take(&self) -> Option<(T, Taken<'_, T>)> {
+    pub(in crate::ops) fn take(&self) -> Option<(T, Taken<'_, T>)> {
         let mut state = self.state.lock();
         loop {
             if state.stopped {
@@ -57,7 +57,7 @@ impl<T> Queue<T> {
     }
 
     /// Lets every thread end.
-    pub(super) fn stop(&self) {
+    pub(in crate::ops) fn stop(&self) {
         self.state.lock().stopped = true;
         self.changed.notify_all();
     }
@@ -65,7 +65,7 @@ impl<T> Queue<T> {
 
 impl<T> Taken<'_, T> {
     /// Says that the task is done and what has to be done next, in this order.
-    pub(super) fn done(mut self, more: Vec<T>) {
+    pub(in crate::ops) fn done(mut self, more: Vec<T>) {
         self.more = more;
     }
 }

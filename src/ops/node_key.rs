@@ -3,9 +3,9 @@
 use crate::pure::id::ChunkId;
 
 /// The first half of an id. Ids are keyed hashes: two of a repository that agree so far do not happen.
-pub(super) type NodeKey = [u8; 16];
+pub(in crate::ops) type NodeKey = [u8; 16];
 
 /// Returns the short form of an id.
-pub(super) fn node_key(id: &ChunkId) -> NodeKey {
+pub(in crate::ops) fn node_key(id: &ChunkId) -> NodeKey {
     *id.as_bytes().first_chunk().expect("an id has 32 bytes")
 }

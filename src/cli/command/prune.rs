@@ -1,0 +1,172 @@
+//! `repo prune`.
+
+use crate::cli::args::PruneArgs;
+use crate::cli::context::Context;
+use crate::cli::error::{Doing, Failure};
+use crate::cli::names::{local_time, rfc3339};
+use crate::cli::output::{count, printable};
+use crate::ops::prune::{self, Options, Packs, Report};
+use crate::pure::base::size::format_bytes;
+use crate::pure::plan::prune::RepackLimits;
+use crate::repo::maintain::OpenSession;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// Unused share of a pack above which it is rewritten, where only the amount was given.
+const UNUSED_SHARE: f64 = 0.2;
+
+pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let repo = context.repo()?;
+    let wants_repack = args.max_unused.is_some() || args.max_repack.is_some();
+    let options = Options {
+        dry_run: args.dry_run,
+        grace: args.grace.unwrap_or_default(),
+        repack: wants_repack.then(|| RepackLimits {
+            unused_share: args.max_unused.unwrap_or(UNUSED_SHARE),
+            copied_bytes_max: args.max_repack.unwrap_or(u64::MAX),
+        }),
+        threads: context.threads_with_packs(&repo)?,
+        uploads: 1,
+    };
+    let report = context
+        .run("pruning", |progress| prune::run(&repo, &options, progress))
+        .doing("pruning")?;
+    if context.output.json {
+        context.output.json(&report_json(&report, args, started))
+    } else {
+        tell(context, &report, args)
+    }
+}
+
+fn packs_json(packs: Packs) -> Value {
+    json!({"packs": packs.packs, "bytes": packs.bytes})
+}
+
+fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
+    let session = |other: &OpenSession| {
+        json!({
+            "session": other.state.session.to_string(), "host": other.host, "began": rfc3339(other.began),
+            "last_seen": other.last_seen.map(rfc3339),
+        })
+    };
+    json!({
+        "type": "prune", "version": 1, "dry_run": args.dry_run, "snapshots": report.snapshots,
+        "used": packs_json(report.used), "bytes_alive": report.bytes_alive, "unused": packs_json(report.unused),
+        "orphaned": packs_json(report.orphaned), "rewritten": packs_json(report.rewritten), "bytes_copied": report.bytes_copied,
+        "chunks_rescued": report.rescued, "deleted": packs_json(report.deleted), "waiting": packs_json(report.waiting),
+        "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
+        "deletable_at": report.deletable_at.map(rfc3339),
+        "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(), "notes": report.notes,
+        "seconds": started.elapsed().as_secs_f64(),
+    })
+}
+
+fn packs(packs: Packs) -> String {
+    format!(
+        "{} ({})",
+        count(packs.packs, "pack", "packs"),
+        format_bytes(packs.bytes)
+    )
+}
+
+fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Failure> {
+    let output = &context.output;
+    for note in &report.notes {
+        output.note(note);
+    }
+    for session in &report.fenced {
+        output.note(format!(
+            "session {session} had given no sign of life for days and was ended; if it is alive after all, its backup has to be run again"
+        ));
+    }
+    let total = report.used.bytes.saturating_add(report.unused.bytes);
+    output.say(format!(
+        "{}: {} of {} are needed, in {}",
+        count(report.snapshots, "snapshot", "snapshots"),
+        format_bytes(report.bytes_alive),
+        format_bytes(total),
+        count(report.used.packs, "pack", "packs"),
+    ))?;
+    let would = |done: &str, would: &str| {
+        if args.dry_run {
+            format!("would be {would}")
+        } else {
+            done.to_owned()
+        }
+    };
+    if report.unused.packs > 0 {
+        let mut line = format!(
+            "{} that nothing needs {}",
+            packs(report.unused),
+            would("condemned", "condemned")
+        );
+        if report.orphaned.packs > 0 {
+            line.push_str(&format!(
+                ", {} left behind by interrupted runs among them",
+                packs(report.orphaned)
+            ));
+        }
+        output.say(line)?;
+    }
+    if report.rewritten.packs > 0 {
+        output.say(format!(
+            "{} {}, {} copied",
+            packs(report.rewritten),
+            would("rewritten", "rewritten"),
+            format_bytes(report.bytes_copied)
+        ))?;
+    }
+    let wasted = report.used.bytes.saturating_sub(report.rewritten.bytes);
+    let alive = report.bytes_alive.saturating_sub(report.bytes_copied);
+    let unused_in_used = wasted.saturating_sub(alive);
+    if unused_in_used > total / 5 && args.max_unused.is_none() && args.max_repack.is_none() {
+        output.say(format!(
+            "{} more lie in packs that are partly used; `--max-unused 20%` rewrites those",
+            format_bytes(unused_in_used)
+        ))?;
+    }
+    if report.rescued > 0 {
+        output.say(format!(
+            "{} copied out of condemned packs, because snapshots need them after all",
+            count(report.rescued, "chunk", "chunks")
+        ))?;
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    if report.deleted.packs > 0 {
+        output.say(format!("{} deleted", packs(report.deleted)))?;
+    }
+    if report.waiting.packs > 0 {
+        output.say(format!(
+            "{} condemned and not deleted yet{}",
+            packs(report.waiting),
+            why_later(report)
+        ))?;
+    }
+    if report.unused.packs + report.rewritten.packs + report.deleted.packs + report.waiting.packs == 0 {
+        output.say("nothing to give back")?;
+    }
+    Ok(())
+}
+
+/// What has to happen before the rest can be deleted.
+fn why_later(report: &Report) -> String {
+    if let Some(other) = report.waiting_for.first() {
+        let host = other.host.as_deref().unwrap_or("another machine");
+        let more = match report.waiting_for.len() {
+            1 => String::new(),
+            all => format!(" and {} more", count(all as u64 - 1, "session", "sessions")),
+        };
+        return format!(
+            ": the run on {} that began {}{more} may still need them; prune again later",
+            printable(host.as_bytes()),
+            local_time(other.began)
+        );
+    }
+    match report.deletable_at {
+        Some(time) => format!(": the first may be on {}", local_time(time)),
+        None => ": prune again later".to_owned(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Giving space back: packs that no live snapshot needs are condemned, and deleted when every running session has acknowledged that
+//! (format-spec chapter 16.3, [`crate::pure::protocol::maintain`]). Backups go on meanwhile, on this machine and on others; nothing is
+//! locked. Whatever cannot be read or is missing stops the run before anything is deleted.
+//!
+//! 1. *Condemn*: mark what is alive, see what each pack holds, copy what is alive out of packs that are rewritten, and publish
+//!    `gc/<session>`. From then on nobody refers to those packs any more.
+//! 2. *Sweep*: look at everything again, from listings made in the right order, save what is alive in condemned packs only, and delete.
+//!
+//! Both look at the same trees, so the second reads only what has been published since.
+
+mod condemn;
+mod copy;
+mod ids;
+mod mark;
+mod sessions;
+mod survey;
+mod sweep;
+
+use super::{OpError, Progress};
+use crate::pure::base::{Explain, Kind, Timestamp};
+use crate::pure::crypto::sign::role;
+use crate::pure::id::SessionId;
+use crate::pure::plan::prune::RepackLimits;
+use crate::pure::protocol::maintain::{Action, OutOfOrder};
+use crate::repo::maintain::OpenSession;
+use crate::repo::{Repo, RepoError};
+use mark::{CHECK_HINT, Marker};
+use std::time::Duration;
+use survey::Homeless;
+
+/// What to do, and how far to go.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Packs are kept this long after they were condemned, by the store's clock.
+    pub grace: Duration,
+    /// Rewrite packs that are used badly; `None`: only delete those that are not used at all.
+    pub repack: Option<RepackLimits>,
+    pub threads: usize,
+    /// Packs that are uploaded at a time.
+    pub uploads: usize,
+}
+
+/// How many packs, and how many bytes they have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packs {
+    pub packs: u64,
+    pub bytes: u64,
+}
+
+impl Packs {
+    fn add(&mut self, bytes: u64) {
+        self.packs += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// What was done, or would be.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Snapshots that are kept, and how many trees, chunks and lists they reach.
+    pub snapshots: u64,
+    /// Packs in which something is alive, and how many bytes of them are.
+    pub used: Packs,
+    pub bytes_alive: u64,
+    /// Packs in which nothing is alive, those that no run describes among them: condemned by this run.
+    pub unused: Packs,
+    /// Packs that an interrupted run left behind and nobody listed; part of `unused`.
+    pub orphaned: Packs,
+    /// Packs that were rewritten because too little of them was used, and the bytes copied out of them.
+    pub rewritten: Packs,
+    pub bytes_copied: u64,
+    /// Chunks that were copied out of condemned packs because a snapshot needs them after all.
+    pub rescued: u64,
+    /// Deleted by this run.
+    pub deleted: Packs,
+    /// Condemned and still there.
+    pub waiting: Packs,
+    /// Sessions whose acknowledgement is waited for.
+    pub waiting_for: Vec<OpenSession>,
+    /// When the first packs that wait for their time may be deleted.
+    pub deletable_at: Option<Timestamp>,
+    /// Sessions that had not given a sign of life for long and were ended.
+    pub fenced: Vec<SessionId>,
+    pub notes: Vec<String>,
+}
+
+/// Prunes a repository.
+///
+/// # Errors
+/// When the key may not maintain, something is in doubt, or the store fails. Nothing is deleted then that anybody needs, and
+/// running it again completes it.
+pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
+    repo.require(role::MAINTAIN, "prune this repository")?;
+    if repo.config.features.gc_compat != 0 {
+        return Err(OpError::InDoubt {
+            what: "this repository uses a feature that this version does not know, which may rely on packs in ways that it cannot see"
+                .into(),
+            source: None,
+            kind: Kind::Usage,
+            hint: "install a newer version of larder",
+        });
+    }
+    let mut report = Report::default();
+    let mut marker = Marker::new(repo, options.threads);
+    condemn::run(repo, options, &mut marker, &mut report, progress)?;
+    sweep::run(repo, options, &mut marker, &mut report, progress)?;
+    Ok(report)
+}
+
+/// Ends the run if something that is alive has no copy anywhere.
+fn refuse_homeless(homeless: &Homeless) -> Result<(), OpError> {
+    if homeless.nowhere_total == 0 {
+        return Ok(());
+    }
+    let named: Vec<String> = homeless.nowhere.iter().take(3).map(ToString::to_string).collect();
+    Err(OpError::InDoubt {
+        what: format!(
+            "{} chunks that snapshots need are in no pack that is there ({}{})",
+            homeless.nowhere_total,
+            named.join(", "),
+            if homeless.nowhere_total > 3 { ", …" } else { "" },
+        ),
+        source: None,
+        kind: Kind::Damage,
+        hint: CHECK_HINT,
+    })
+}
+
+/// Takes the index as it is in the repository; it has to be complete.
+fn sync_index(repo: &Repo) -> Result<(), OpError> {
+    let mut sync = repo.sync_index()?;
+    let trouble = match (sync.broken.pop(), sync.missing.pop()) {
+        (Some((name, error)), _) => (format!("{name} cannot be used"), Some(error)),
+        (None, Some(name)) => (format!("{name} is missing"), None),
+        (None, None) => return Ok(()),
+    };
+    let (what, source) = trouble;
+    Err(OpError::InDoubt {
+        what,
+        kind: source.as_ref().map_or(Kind::Damage, RepoError::kind),
+        source: source.map(Box::new),
+        hint: CHECK_HINT,
+    })
+}
+
+fn out_of_order(error: OutOfOrder) -> OpError {
+    RepoError::Internal(error.to_string()).into()
+}
+
+fn unexpected(action: &Action) -> OpError {
+    RepoError::Internal(format!("unexpected {action:?} in maintenance")).into()
+}

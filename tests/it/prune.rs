@@ -1,0 +1,829 @@
+//! Giving space back (format-spec chapter 16.3): what no snapshot needs goes, whatever else goes on at the time, and nothing else does.
+
+use crate::fault::copy_dir;
+use crate::story::{noise, options, tree};
+use larder::edge::host;
+use larder::edge::store::memory::MemoryStore;
+use larder::edge::store::{Prefix, Store, StoreKey};
+use larder::ops::holders::{self, Duty};
+use larder::ops::{OpError, Progress, backup, check, prune, restore};
+use larder::pure::base::memory::IndexShare;
+use larder::pure::base::{Explain, Kind, Timestamp};
+use larder::pure::chunk::Profile;
+use larder::pure::crypto::Secret;
+use larder::pure::format::config::Config;
+use larder::pure::format::mark::{Drop, DropKind, Hold};
+use larder::pure::format::name::ObjectName;
+use larder::pure::format::session::SessionRole;
+use larder::pure::id::SessionId;
+use larder::pure::plan::prune::RepackLimits;
+use larder::repo::open::{self, Credential, LocalOptions, create_new, store_key};
+use larder::repo::session::Session;
+use larder::repo::{Repo, RepoError};
+use larder::source::files::{ExcludesBuilder, WalkOptions};
+use larder::target::files::{MetaPolicy, Overwrite};
+use larder::testing::fault_store::{Fault, FaultStore};
+use larder::testing::small::SmallRepo;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+type Tree = BTreeMap<PathBuf, Vec<u8>>;
+
+fn admin() -> Credential {
+    Credential::KeyFile(Secret::new([7; 32]))
+}
+
+/// A key of another machine, which may write and read, and neither forget nor prune.
+fn writer() -> Credential {
+    Credential::KeyFile(Secret::new([8; 32]))
+}
+
+fn try_open(store: Arc<dyn Store>, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
+    let options = LocalOptions {
+        cache_dir: cache.to_owned(),
+        index: IndexShare::with_filter(1 << 20),
+        node_cache_bytes_max: 1 << 20,
+    };
+    open::connect(store, options)?.unlock(credential)
+}
+
+fn back_up(
+    store: Arc<dyn Store>,
+    cache: &Path,
+    credential: &Credential,
+    source: &Path,
+) -> Result<backup::Report, OpError> {
+    let repo = try_open(store, cache, credential)?;
+    let input = backup::Input::Paths {
+        roots: vec![source.to_owned()],
+        walk: WalkOptions::default(),
+        excludes: ExcludesBuilder::default(),
+    };
+    let label = source.file_name().unwrap().to_string_lossy().into_owned();
+    let options = backup::Options {
+        threads: 1,
+        label,
+        ..options()
+    };
+    backup::run(&repo, input, &options, &Progress::default())
+}
+
+fn prune_with(store: Arc<dyn Store>, cache: &Path, options: &prune::Options) -> Result<prune::Report, OpError> {
+    let repo = try_open(store, cache, &admin())?;
+    prune::run(&repo, options, &Progress::default())
+}
+
+fn prune_all(store: Arc<dyn Store>, cache: &Path) -> Result<prune::Report, OpError> {
+    prune_with(store, cache, &prune_options())
+}
+
+fn prune_options() -> prune::Options {
+    prune::Options {
+        threads: 1,
+        uploads: 1,
+        ..Default::default()
+    }
+}
+
+fn forget(store: &MemoryStore, cache: &Path, session: SessionId) {
+    let repo = try_open(Arc::new(store.clone()), cache, &admin()).unwrap();
+    let dropped = Drop {
+        kid: repo.kid,
+        created: host::now(),
+        kind: DropKind::Forget,
+        session,
+        reason: String::new(),
+    };
+    let body = dropped.encode(&repo.keys, &repo.signer, host::random()).unwrap();
+    create_new(store, &ObjectName::Drop(session), body, "a drop").unwrap();
+}
+
+fn keys(store: &MemoryStore, under: &str) -> BTreeMap<StoreKey, u64> {
+    let mut keys = BTreeMap::new();
+    store
+        .list(&Prefix::new(under).unwrap(), &mut |row| {
+            keys.insert(row.key, row.size);
+        })
+        .unwrap();
+    keys
+}
+
+fn pack_bytes(store: &MemoryStore) -> u64 {
+    ["data/", "meta/"]
+        .iter()
+        .flat_map(|under| keys(store, under).into_values())
+        .sum()
+}
+
+/// A repository with a few nights, and what each snapshot has to give back.
+struct Yard {
+    dir: tempfile::TempDir,
+    store: MemoryStore,
+    small: SmallRepo,
+    caches: Cell<u32>,
+    nights: Vec<(SessionId, Tree)>,
+}
+
+impl Yard {
+    fn new(change: impl FnOnce(&mut Config)) -> Yard {
+        let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() {
+            "/dev/shm"
+        } else {
+            "/tmp"
+        })
+        .unwrap();
+        std::fs::create_dir(dir.path().join("source")).unwrap();
+        std::fs::create_dir(dir.path().join("other")).unwrap();
+        let store = MemoryStore::new();
+        let mut small = SmallRepo::init(&store, &admin()).unwrap();
+        small.add_writer(&store, "other", &writer()).unwrap();
+        small
+            .change_config(&store, |config| {
+                let profile = Profile::new(8 << 10, 16 << 10, 64 << 10, 0x3fff << 49, 0x3ff << 53);
+                config.chunkers = vec![profile.unwrap()];
+                config.data_pack_bytes = 1 << 20;
+                config.meta_pack_bytes = 1 << 20;
+                config.lanes = 1;
+                change(config);
+            })
+            .unwrap();
+        Yard {
+            dir,
+            store,
+            small,
+            caches: Cell::new(0),
+            nights: Vec::new(),
+        }
+    }
+
+    /// Three nights: something of each is in no other, something is in all, and something becomes deltas.
+    fn with_nights() -> Yard {
+        let mut yard = Yard::new(|_| {});
+        let mut changing = noise(50, 60_000);
+        yard.write("stays", &noise(1, 300_000));
+        for night in 0..3u64 {
+            for at in (3_000..60_000).step_by(9_000) {
+                changing[at] ^= 1 + night as u8;
+            }
+            yard.write("changes", &changing);
+            yard.write("of the night", &noise(10 + night, 700_000));
+            yard.night();
+        }
+        yard
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.source().join(name), bytes).unwrap();
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    fn fresh(&self) -> PathBuf {
+        self.caches.set(self.caches.get() + 1);
+        self.dir.path().join(format!("cache{}", self.caches.get()))
+    }
+
+    /// A copy of the store and of the machine's cache.
+    fn fork(&self) -> (MemoryStore, PathBuf) {
+        let cache = self.fresh();
+        copy_dir(&self.cache(), &cache);
+        (self.store.fork(), cache)
+    }
+
+    fn night(&mut self) -> SessionId {
+        let report = back_up(Arc::new(self.store.clone()), &self.cache(), &admin(), &self.source()).unwrap();
+        let id = report.snapshot.unwrap();
+        self.nights.push((id, tree(&self.source())));
+        id
+    }
+
+    fn forget(&self, night: usize) {
+        forget(&self.store, &self.cache(), self.nights[night].0);
+    }
+
+    fn prune(&self) -> prune::Report {
+        prune_all(Arc::new(self.store.clone()), &self.cache())
+            .unwrap_or_else(|error| panic!("{}", check::chain(&error)))
+    }
+
+    /// On a machine that has nothing but the key: everything that is listed checks and restores. Returns the snapshots.
+    fn assert_sound(&self, store: &MemoryStore, when: &str) -> BTreeSet<SessionId> {
+        self.assert_restores(store, when, &BTreeMap::new())
+    }
+
+    /// The same; `also` are snapshots that are not of the nights.
+    fn assert_restores(
+        &self,
+        store: &MemoryStore,
+        when: &str,
+        also: &BTreeMap<SessionId, Tree>,
+    ) -> BTreeSet<SessionId> {
+        let cache = self.fresh();
+        let repo = try_open(Arc::new(store.clone()), &cache, &admin()).unwrap();
+        let everything = check::Options {
+            read_data: Some(check::Subset::All),
+            threads: 1,
+            ..Default::default()
+        };
+        let report = check::run(&repo, &everything, &Progress::default()).unwrap();
+        assert!(report.findings.is_empty(), "{when}: {:?}", report.findings);
+        let mut found = BTreeSet::new();
+        for snapshot in repo.snapshots().unwrap() {
+            let id = snapshot.id;
+            let root = snapshot.manifest.roots[0].path.clone();
+            let target = cache.join("restored");
+            let options = restore::Options {
+                snapshot,
+                path: Some(root),
+                target: target.clone(),
+                selection: restore::Selection::default(),
+                delete: false,
+                overwrite: Overwrite::IfChanged,
+                verify: false,
+                dry_run: false,
+                owners: restore::OwnerMap::default(),
+                fetch: restore::fetch_share(true, 1),
+                policy: MetaPolicy::sensible(),
+            };
+            let report = restore::run(&repo, &options, &Progress::default()).unwrap();
+            assert_eq!(
+                (report.damaged_total, report.failed_total),
+                (0, 0),
+                "{when}: {:?}",
+                report.damaged
+            );
+            let expected = self.nights.iter().find(|(night, _)| *night == id).map(|(_, tree)| tree);
+            if let Some(expected) = expected.or(also.get(&id)) {
+                assert!(tree(&target) == *expected, "{when}: snapshot {id} has changed");
+            }
+            std::fs::remove_dir_all(&target).unwrap();
+            found.insert(id);
+        }
+        drop(repo);
+        std::fs::remove_dir_all(&cache).unwrap();
+        found
+    }
+
+    fn ids(&self, nights: impl IntoIterator<Item = usize>) -> BTreeSet<SessionId> {
+        nights.into_iter().map(|night| self.nights[night].0).collect()
+    }
+}
+
+#[test]
+fn forgotten_snapshots_give_their_space_back_and_the_others_restore() {
+    let yard = Yard::with_nights();
+    let full = pack_bytes(&yard.store);
+    let nothing = yard.prune();
+    assert_eq!(
+        (nothing.unused.packs, nothing.deleted.packs, nothing.snapshots),
+        (0, 0, 3),
+        "{nothing:?}"
+    );
+    assert_eq!(pack_bytes(&yard.store), full);
+    yard.forget(0);
+    yard.forget(1);
+    let report = yard.prune();
+    assert_eq!(report.snapshots, 1);
+    assert!(
+        report.deleted.packs > 0 && report.deleted == report.unused,
+        "{report:?}"
+    );
+    assert_eq!((report.waiting.packs, report.rescued), (0, 0), "{report:?}");
+    let left = pack_bytes(&yard.store);
+    assert_eq!(full - left, report.deleted.bytes);
+    assert!(full - left > 600_000, "{left} of {full}");
+    assert_eq!(yard.assert_sound(&yard.store, "after"), yard.ids([2]));
+    let again = yard.prune();
+    assert_eq!((again.unused.packs, again.deleted.packs), (0, 0), "{again:?}");
+    // The next night neither refers to what is gone nor stores anew what is there.
+    let mut yard = yard;
+    yard.write("of the night", &noise(11, 700_000));
+    yard.night();
+    assert_eq!(yard.assert_sound(&yard.store, "the next night"), yard.ids([2, 3]));
+    let grown = pack_bytes(&yard.store) - left;
+    assert!((600_000..900_000).contains(&grown), "{grown}");
+}
+
+#[test]
+fn dry_run_says_the_same_and_writes_nothing() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let before = keys(&yard.store, "");
+    let options = prune::Options {
+        dry_run: true,
+        ..prune_options()
+    };
+    let said = prune_with(Arc::new(yard.store.clone()), &yard.cache(), &options).unwrap();
+    assert_eq!(keys(&yard.store, ""), before);
+    assert_eq!(said.deleted.packs, 0);
+    let done = yard.prune();
+    assert_eq!(
+        (said.unused, said.used, said.bytes_alive),
+        (done.unused, done.used, done.bytes_alive)
+    );
+}
+
+#[test]
+fn what_is_held_or_pinned_stays() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.cache(), &admin()).unwrap();
+    let held = yard.nights[0].0;
+    let hold = Hold {
+        kid: repo.kid,
+        created: host::now(),
+        session: held,
+        until: None,
+        reason: "the auditors".into(),
+    };
+    let body = hold.encode("audit", &repo.keys, &repo.signer, host::random()).unwrap();
+    create_new(&yard.store, &ObjectName::Hold(held, "audit".into()), body, "a hold").unwrap();
+    drop(repo);
+    let report = yard.prune();
+    assert_eq!(report.snapshots, 2);
+    assert_eq!(yard.assert_sound(&yard.store, "held"), yard.ids([0, 2]));
+}
+
+/// Every call of a prune fails once, and from then on: no snapshot suffers, and the next prune completes it.
+#[test]
+fn prune_that_dies_anywhere_loses_nothing_and_can_be_repeated() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let options = prune::Options {
+        repack: Some(RepackLimits {
+            unused_share: 0.05,
+            copied_bytes_max: u64::MAX,
+        }),
+        ..prune_options()
+    };
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store.clone(), None));
+    let whole = prune_with(counted.clone(), &cache, &options).unwrap();
+    assert!(
+        whole.rewritten.packs > 0 && whole.deleted.packs > whole.unused.packs,
+        "{whole:?}"
+    );
+    yard.assert_sound(&store, "without a fault");
+    let best = pack_bytes(&store);
+    let mut cases = 0;
+    for call in 0..counted.calls() {
+        for fault in Fault::at(call) {
+            let (store, cache) = yard.fork();
+            let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
+            let result = prune_with(faulty.clone(), &cache, &options);
+            if !faulty.has_failed() {
+                continue;
+            }
+            cases += 1;
+            let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
+            if let Err(error) = &result {
+                let kind = error.kind();
+                assert!(
+                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
+                    "{when}: {}",
+                    check::chain(error)
+                );
+            }
+            assert_eq!(yard.assert_sound(&store, &when), yard.ids([2]), "{when}");
+            // The same machine, or one that knows nothing. A dead session of another machine is waited for.
+            let other = store.fork();
+            let again = prune_with(Arc::new(store.clone()), &cache, &options)
+                .unwrap_or_else(|error| panic!("{when}, again: {}", check::chain(&error)));
+            assert_eq!(again.waiting.packs, 0, "{when}: {again:?}");
+            assert_eq!(yard.assert_sound(&store, &when), yard.ids([2]), "{when}");
+            let left = pack_bytes(&store);
+            // A copy that nobody has published may lie there for three days.
+            assert!(left <= best + 500_000, "{when}: {left} bytes instead of {best}");
+            if fault.lasting {
+                let fresh = yard.fresh();
+                prune_with(Arc::new(other.clone()), &fresh, &options)
+                    .unwrap_or_else(|error| panic!("{when}, elsewhere: {}", check::chain(&error)));
+                assert_eq!(yard.assert_sound(&other, &when), yard.ids([2]), "{when}");
+            }
+            std::fs::remove_dir_all(&cache).unwrap();
+        }
+    }
+    eprintln!("{cases} faults in {} calls", counted.calls());
+}
+
+/// The other machine's files: what only forgotten snapshots have, so that it refers to what is condemned, and news.
+fn other_source(yard: &Yard) -> (PathBuf, Tree) {
+    let source = yard.dir.path().join("other");
+    std::fs::write(source.join("old"), noise(11, 700_000)).unwrap();
+    std::fs::write(source.join("new"), noise(77, 50_000)).unwrap();
+    let content = tree(&source);
+    (source, content)
+}
+
+/// A whole backup of another machine between any two calls of a prune.
+#[test]
+fn backup_at_any_moment_of_a_prune_is_whole() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let (other, content) = other_source(&yard);
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store, None));
+    prune_all(counted.clone(), &cache).unwrap();
+    for call in 0..counted.calls() {
+        let (store, cache) = yard.fork();
+        let other_cache = yard.fresh();
+        let made = Arc::new(parking_lot::Mutex::new(None));
+        let visit = {
+            let (store, cache, source, made) = (store.clone(), other_cache.clone(), other.clone(), made.clone());
+            move || {
+                *made.lock() = Some(back_up(Arc::new(store), &cache, &writer(), &source).expect("the other machine"))
+            }
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let result = prune_all(shared.clone(), &cache);
+        let when = format!("visited at call {call} ({})", shared.log()[call as usize]);
+        result.unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        let new = made.lock().take().unwrap().snapshot.unwrap();
+        let also = BTreeMap::from([(new, content.clone())]);
+        assert_eq!(
+            yard.assert_restores(&store, &when, &also),
+            &yard.ids([2]) | &BTreeSet::from([new]),
+            "{when}"
+        );
+        prune_all(Arc::new(store.clone()), &cache).unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        assert_eq!(
+            yard.assert_restores(&store, &when, &also),
+            &yard.ids([2]) | &BTreeSet::from([new]),
+            "{when}"
+        );
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::remove_dir_all(&other_cache).unwrap();
+    }
+}
+
+/// A backup is stopped before any of its calls, a prune runs from beginning to end (or two do), and the backup goes on: its
+/// snapshot is good.
+#[test]
+fn backup_that_sleeps_through_a_prune_is_whole() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let (other, content) = other_source(&yard);
+    // The other machine knows the repository from before.
+    let warm = yard.fresh();
+    try_open(Arc::new(yard.store.clone()), &warm, &writer())
+        .unwrap()
+        .sync_history()
+        .unwrap();
+    let calls = {
+        let (store, cache) = (yard.store.fork(), yard.fresh());
+        copy_dir(&warm, &cache);
+        let counted = Arc::new(FaultStore::new(store, None));
+        back_up(counted.clone(), &cache, &writer(), &other).unwrap();
+        counted.calls()
+    };
+    let (mut rescued, mut waited) = (0, 0);
+    for call in 0..calls {
+        for prunes in [1, 2] {
+            let (store, cache) = yard.fork();
+            let other_cache = yard.fresh();
+            copy_dir(&warm, &other_cache);
+            let reports = Arc::new(parking_lot::Mutex::new(Vec::new()));
+            let visit = {
+                let (store, cache, reports) = (store.clone(), cache.clone(), reports.clone());
+                move || {
+                    for _ in 0..prunes {
+                        reports
+                            .lock()
+                            .push(prune_all(Arc::new(store.clone()), &cache).expect("the prune"));
+                    }
+                }
+            };
+            let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+            let result = back_up(shared.clone(), &other_cache, &writer(), &other);
+            let when = format!("{prunes} prunes at call {call} ({})", shared.log()[call as usize]);
+            let report = result.unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+            waited += reports
+                .lock()
+                .iter()
+                .filter(|report| !report.waiting_for.is_empty())
+                .count();
+            let new = report.snapshot.unwrap();
+            let also = BTreeMap::from([(new, content.clone())]);
+            let expected = &yard.ids([2]) | &BTreeSet::from([new]);
+            assert_eq!(yard.assert_restores(&store, &when, &also), expected, "{when}");
+            let last = prune_all(Arc::new(store.clone()), &cache)
+                .unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+            assert!(
+                last.waiting_for.is_empty() && last.waiting.packs == 0,
+                "{when}: {last:?}"
+            );
+            rescued += last.rescued;
+            assert_eq!(yard.assert_restores(&store, &when, &also), expected, "{when}");
+            std::fs::remove_dir_all(&cache).unwrap();
+            std::fs::remove_dir_all(&other_cache).unwrap();
+        }
+    }
+    eprintln!("{calls} calls: {waited} prunes waited, {rescued} chunks were rescued");
+    assert!(waited > 0 && rescued > 0, "{waited} {rescued}");
+}
+
+#[test]
+fn sweep_waits_for_a_session_that_has_not_taken_note() {
+    let yard = Yard::with_nights();
+    let writing = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    let mut session = Session::begin(&writing, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    yard.forget(1);
+    let report = yard.prune();
+    assert_eq!(report.deleted.packs, 0);
+    assert_eq!(report.waiting, report.unused);
+    assert!(report.waiting.packs > 0);
+    let waiting: Vec<SessionId> = report.waiting_for.iter().map(|other| other.state.session).collect();
+    assert_eq!(waiting, [session.id()]);
+    session.poll().unwrap();
+    let report = yard.prune();
+    assert!(report.deleted.packs > 0 && report.waiting.packs == 0, "{report:?}");
+    session.abandon();
+    yard.assert_sound(&yard.store, "after");
+}
+
+#[test]
+fn packs_wait_for_their_time() {
+    let yard = Yard::with_nights();
+    yard.forget(1);
+    let patient = prune::Options {
+        grace: std::time::Duration::from_secs(7 * 86_400),
+        ..prune_options()
+    };
+    for _ in 0..2 {
+        let report = prune_with(Arc::new(yard.store.clone()), &yard.cache(), &patient).unwrap();
+        assert_eq!(report.deleted.packs, 0);
+        assert!(report.waiting.packs > 0 && report.deletable_at.is_some(), "{report:?}");
+    }
+    let report = yard.prune();
+    assert!(report.deleted.packs > 0 && report.waiting.packs == 0, "{report:?}");
+}
+
+/// A session that has been silent for long is ended; what it had uploaded can be used or goes. If it wakes up, it publishes nothing.
+#[test]
+fn silent_session_is_fenced_and_its_orphans_go() {
+    let mut yard = Yard::with_nights();
+    let writing = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    let mut session = Session::begin(&writing, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    let id = session.id();
+    let durable = session.make_durable().unwrap();
+    yard.forget(1);
+    assert_eq!(yard.prune().fenced, []);
+    yard.small
+        .change_config(&yard.store, |config| {
+            (config.gc.dead_seconds, config.gc.pack_age_seconds) = (0, 0)
+        })
+        .unwrap();
+    // A pack of the dead session that it never listed.
+    let source = yard.nights[2].0;
+    let stray = keys(&yard.store, "data/").into_keys().next().unwrap();
+    let bytes = yard.store.read(&stray, larder::edge::store::Part::Whole).unwrap();
+    let orphan = ObjectName::Pack(
+        larder::pure::format::name::PackKind::Data,
+        larder::pure::id::PackId([3; 16]),
+        id,
+    );
+    create_new(&yard.store, &orphan, bytes.to_vec(), "an orphan").unwrap();
+    yard.store.set_time(Timestamp(host::now().0 + 1_000_000_000));
+    let report = yard.prune();
+    assert_eq!(report.fenced, [id]);
+    assert_eq!(report.orphaned.packs, 1, "{report:?}");
+    assert!(report.deleted.packs > 1 && report.waiting.packs == 0, "{report:?}");
+    assert!(!keys(&yard.store, "data/").contains_key(&store_key(&orphan)));
+    let manifest = writing_manifest(&writing, &source);
+    let label = larder::repo::session::OutcomeLabel {
+        kind: larder::pure::format::outcome::OutcomeKind::Commit,
+        source: Some(manifest.source.id),
+        flags: 0,
+    };
+    let error = session.publish(durable, &manifest, &label).unwrap_err();
+    assert!(matches!(error, RepoError::Fenced(fenced) if fenced == id), "{error}");
+    assert_eq!(yard.assert_sound(&yard.store, "after"), yard.ids([0, 2]));
+}
+
+fn writing_manifest(repo: &Repo, of: &SessionId) -> larder::pure::format::manifest::Manifest {
+    repo.sync_history().unwrap();
+    repo.snapshot(of).unwrap().manifest
+}
+
+#[test]
+fn badly_used_packs_are_rewritten_within_the_limits() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let before = yard.prune();
+    assert!(before.used.bytes > before.bytes_alive, "{before:?}");
+    let repack = |unused_share, copied_bytes_max| {
+        let options = prune::Options {
+            repack: Some(RepackLimits {
+                unused_share,
+                copied_bytes_max,
+            }),
+            ..prune_options()
+        };
+        prune_with(Arc::new(yard.store.clone()), &yard.cache(), &options).unwrap()
+    };
+    let none = repack(0.02, 0);
+    assert_eq!((none.rewritten.packs, none.bytes_copied), (0, 0), "{none:?}");
+    let held = pack_bytes(&yard.store);
+    let done = repack(0.02, u64::MAX);
+    assert!(done.rewritten.packs > 0 && done.bytes_copied > 0, "{done:?}");
+    assert_eq!(done.deleted, done.rewritten, "{done:?}");
+    assert!(pack_bytes(&yard.store) < held);
+    assert_eq!(yard.assert_sound(&yard.store, "rewritten"), yard.ids([2]));
+}
+
+/// Doubt stops deletion: a missing outcome, a damaged node, a missing pack, a run that is gone.
+#[test]
+fn doubt_stops_deletion() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    let live = ObjectName::Outcome(yard.nights[1].0);
+    let newest_meta = |store: &MemoryStore| {
+        // Of what the last two nights need, and nobody else.
+        keys(store, "meta/").into_keys().collect::<Vec<_>>()
+    };
+    let first = |store: &MemoryStore, under: &str| keys(store, under).into_keys().next_back().unwrap();
+    type Harm<'h> = (&'h str, Box<dyn Fn(&MemoryStore) + 'h>);
+    let harms: [Harm<'_>; 4] = [
+        (
+            "an outcome",
+            Box::new(|store| store.remove(&[store_key(&live)]).unwrap()),
+        ),
+        (
+            "all metadata",
+            Box::new(|store| store.remove(&newest_meta(store)).unwrap()),
+        ),
+        (
+            "all data",
+            Box::new(|store| {
+                store
+                    .remove(&keys(store, "data/").into_keys().collect::<Vec<_>>())
+                    .unwrap()
+            }),
+        ),
+        (
+            "a run",
+            Box::new(|store| store.remove(&[first(store, "idx/")]).unwrap()),
+        ),
+    ];
+    for (what, harm) in harms {
+        for knows in [true, false] {
+            let (store, known) = yard.fork();
+            let cache = if knows { known } else { yard.fresh() };
+            harm(&store);
+            let before = keys(&store, "data/");
+            let before_meta = keys(&store, "meta/");
+            let error = prune_all(Arc::new(store.clone()), &cache).expect_err(what);
+            assert!(
+                matches!(error.kind(), Kind::Damage | Kind::Tamper),
+                "{what}, {knows}: {}",
+                check::chain(&error)
+            );
+            assert!(error.hint().is_some());
+            assert_eq!(
+                (keys(&store, "data/"), keys(&store, "meta/")),
+                (before, before_meta),
+                "{what}"
+            );
+        }
+    }
+}
+
+/// A maintainer's key is enough for everything that prune does, and a backup key for none of it.
+#[test]
+fn each_key_does_its_duty_and_no_more() {
+    let yard = Yard::with_nights();
+    let key = |byte| Credential::KeyFile(Secret::new([byte; 32]));
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.cache(), &admin()).unwrap();
+    holders::add(&repo, "cleaner", Duty::Maintainer, &key(20)).unwrap();
+    drop(repo);
+    // Each addition starts from the configuration that the one before has left.
+    for (label, duty, byte) in [("web1", Duty::Backup, 21), ("auditor", Duty::Reader, 22)] {
+        let repo = try_open(Arc::new(yard.store.clone()), &yard.cache(), &admin()).unwrap();
+        holders::add(&repo, label, duty, &key(byte)).unwrap();
+        let again = holders::add(&repo, label, duty, &key(99)).unwrap_err();
+        assert!(
+            matches!(again.kind(), Kind::Usage | Kind::Refused),
+            "{}",
+            check::chain(&again)
+        );
+    }
+    let open = |byte| try_open(Arc::new(yard.store.clone()), &yard.fresh(), &key(byte)).unwrap();
+    let (other, content) = other_source(&yard);
+    let made = back_up(Arc::new(yard.store.clone()), &yard.fresh(), &key(21), &other)
+        .unwrap()
+        .snapshot
+        .unwrap();
+    let also = BTreeMap::from([(made, content)]);
+    yard.assert_restores(&yard.store, "a key of its own", &also);
+    for byte in [20, 22] {
+        let error = back_up(Arc::new(yard.store.clone()), &yard.fresh(), &key(byte), &other).unwrap_err();
+        assert_eq!(error.kind(), Kind::Auth, "{byte}: {}", check::chain(&error));
+        let everything = check::Options {
+            read_data: Some(check::Subset::All),
+            threads: 1,
+            ..Default::default()
+        };
+        let report = check::run(&open(byte), &everything, &Progress::default()).unwrap();
+        assert!(report.findings.is_empty(), "{byte}: {:?}", report.findings);
+    }
+    for byte in [21, 22] {
+        let error = prune::run(&open(byte), &prune_options(), &Progress::default()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Auth, "{byte}");
+        let error = holders::add(&open(byte), "more", Duty::Admin, &key(98)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Auth, "{byte}");
+    }
+    yard.forget(0);
+    yard.forget(1);
+    let options = prune::Options {
+        repack: Some(RepackLimits {
+            unused_share: 0.2,
+            copied_bytes_max: u64::MAX,
+        }),
+        ..prune_options()
+    };
+    for round in 0..2 {
+        let report = prune::run(&open(20), &options, &Progress::default())
+            .unwrap_or_else(|error| panic!("{round}: {}", check::chain(&error)));
+        assert_eq!(report.deleted.packs > 0, round == 0, "{report:?}");
+    }
+    yard.assert_restores(&yard.store, "pruned by the maintainer", &also);
+}
+
+/// Two machines with one key publish under one number: prune goes on if every link leads somewhere, and refuses if one does not.
+#[test]
+fn forks_are_no_obstacle_as_long_as_nothing_is_missing() {
+    let mut yard = Yard::with_nights();
+    // The other machine is set back to where this one was: it gives the next number once more.
+    let image = yard.fresh();
+    copy_dir(&yard.cache(), &image);
+    let before = yard.store.fork();
+    yard.write("of the night", &noise(30, 100_000));
+    yard.night();
+    let (other, content) = other_source(&yard);
+    let report = back_up(Arc::new(before.clone()), &image, &admin(), &other).unwrap();
+    let twin = report.snapshot.unwrap();
+    for (key, _) in keys(&before, "") {
+        if !keys(&yard.store, "").contains_key(&key) {
+            let bytes = before.read(&key, larder::edge::store::Part::Whole).unwrap();
+            assert_eq!(
+                yard.store.create(&key, bytes).unwrap(),
+                larder::edge::store::Created::New
+            );
+        }
+    }
+    let also = BTreeMap::from([(twin, content)]);
+    yard.forget(2);
+    let pruned = yard.prune();
+    assert!(pruned.deleted.packs > 0, "{pruned:?}");
+    assert!(
+        pruned.notes.iter().any(|note| note.contains("shared by several")),
+        "{:?}",
+        pruned.notes
+    );
+    yard.assert_restores(&yard.store, "with a fork", &also);
+    // The twin's successor links to it. When the twin is taken away, its number is still there, and the link shows that it is missing.
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &admin()).unwrap();
+    repo.sync_history().unwrap();
+    let linked: BTreeSet<_> = repo
+        .index
+        .outcomes()
+        .unwrap()
+        .iter()
+        .filter_map(|known| repo.stored_outcome(&known.session).unwrap().unwrap().outcome.previous)
+        .collect();
+    let forked = repo.index.outcomes().unwrap();
+    let number = forked.iter().find(|known| known.session == twin).unwrap().sequence;
+    let victim = forked
+        .iter()
+        .find(|known| known.sequence == number && linked.contains(&known.hash))
+        .unwrap();
+    yard.store
+        .remove(&[store_key(&ObjectName::Outcome(victim.session))])
+        .unwrap();
+    yard.forget(0);
+    let error = prune_all(Arc::new(yard.store.clone()), &yard.fresh()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Tamper, "{}", check::chain(&error));
+}
+
+#[test]
+fn a_key_without_the_role_may_not_prune() {
+    let yard = Yard::with_nights();
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    let error = prune::run(&repo, &prune_options(), &Progress::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Auth);
+}
