@@ -282,6 +282,7 @@ pub fn open_frame(
 ///
 /// # Errors
 /// The seal does not open, or what is in it is no coded blob. `out` is then empty.
+#[allow(clippy::too_many_arguments)]
 pub fn reopen_frame(
     frame: &[u8],
     key: &BlobKey,
