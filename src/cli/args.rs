@@ -1,6 +1,9 @@
 //! What can be written on the command line, and the help.
 
-use super::names::{Every, parse_duration, parse_every, parse_percent, parse_rate, parse_size, parse_tag};
+use super::names::{
+    Every, parse_duration, parse_every, parse_percent, parse_rate, parse_session, parse_size, parse_tag,
+};
+use crate::pure::id::SessionId;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -276,6 +279,9 @@ pub struct PruneArgs {
     /// Rewrite badly used packs, copying at most so much [default: no limit with --max-unused]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_repack: Option<u64>,
+    /// Do not wait for this session: the machine that ran it is gone. If it is not, its backup has to be run again
+    #[arg(long, value_name = "SESSION", value_parser = parse_session)]
+    pub end_session: Vec<SessionId>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ use super::error::Failure;
 use crate::pure::base::Timestamp;
 use crate::pure::base::size::parse_bytes;
 use crate::pure::base::time::FileTime;
+use crate::pure::id::SessionId;
 use jiff::civil;
 use jiff::tz::TimeZone;
 use std::ffi::OsStr;
@@ -148,6 +149,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Slowest rate that is taken: below it nothing but time-outs would come of it.
 const RATE_MIN: u64 = 1 << 10;
+
+/// Reads the id of a session, 32 digits.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_session(text: &str) -> Result<SessionId, String> {
+    text.parse()
+        .map_err(|_| "give all 32 digits of the session, as `repo prune` shows it".into())
+}
 
 /// Reads a share such as `20%` or `2.5%`; returns it between 0 and 1.
 ///

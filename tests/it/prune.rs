@@ -548,11 +548,21 @@ fn sweep_waits_for_a_session_that_has_not_taken_note() {
     assert!(report.waiting.packs > 0);
     let waiting: Vec<SessionId> = report.waiting_for.iter().map(|other| other.state.session).collect();
     assert_eq!(waiting, [session.id()]);
+    let (store, cache) = yard.fork();
     session.poll().unwrap();
     let report = yard.prune();
     assert!(report.deleted.packs > 0 && report.waiting.packs == 0, "{report:?}");
+    // Somebody knows that the machine is gone.
+    let options = prune::Options {
+        end_sessions: vec![session.id()],
+        ..prune_options()
+    };
+    let report = prune_with(Arc::new(store.clone()), &cache, &options).unwrap();
+    assert_eq!(report.fenced, [session.id()]);
+    assert!(report.deleted.packs > 0 && report.waiting.packs == 0, "{report:?}");
     session.abandon();
     yard.assert_sound(&yard.store, "after");
+    yard.assert_sound(&store, "after, ended");
 }
 
 #[test]

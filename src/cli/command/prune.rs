@@ -26,6 +26,7 @@ pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
             unused_share: args.max_unused.unwrap_or(UNUSED_SHARE),
             copied_bytes_max: args.max_repack.unwrap_or(u64::MAX),
         }),
+        end_sessions: args.end_session.clone(),
         threads: context.threads_with_packs(&repo)?,
         uploads: 1,
     };
@@ -160,9 +161,10 @@ fn why_later(report: &Report) -> String {
             all => format!(" and {} more", count(all as u64 - 1, "session", "sessions")),
         };
         return format!(
-            ": the run on {} that began {}{more} may still need them; prune again later",
+            ": the run on {} that began {}{more} may still need them; prune again later (if that machine is gone: --end-session {})",
             printable(host.as_bytes()),
-            local_time(other.began)
+            local_time(other.began),
+            other.state.session
         );
     }
     match report.deletable_at {

@@ -37,6 +37,8 @@ pub struct Options {
     pub grace: Duration,
     /// Rewrite packs that are used badly; `None`: only delete those that are not used at all.
     pub repack: Option<RepackLimits>,
+    /// Sessions that somebody knows to be dead: they are ended now and not waited for.
+    pub end_sessions: Vec<SessionId>,
     pub threads: usize,
     /// Packs that are uploaded at a time.
     pub uploads: usize,

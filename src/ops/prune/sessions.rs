@@ -1,6 +1,6 @@
 //! The sessions of others, as maintenance sees them.
 
-use super::Report;
+use super::{Options, Report};
 use crate::edge::host;
 use crate::ops::OpError;
 use crate::pure::base::Timestamp;
@@ -9,16 +9,25 @@ use crate::repo::Repo;
 use crate::repo::maintain::OpenSession;
 use std::time::Duration;
 
-/// Lists the sessions that have not ended. Those that gave no sign of life for long are ended first, by the store's clock.
-pub(super) fn sessions(repo: &Repo, own: &SessionId, report: &mut Report) -> Result<Vec<OpenSession>, OpError> {
+/// Lists the sessions that have not ended. Those that gave no sign of life for long, by the store's clock, and those that somebody says
+/// are dead, are ended first.
+///
+/// # Errors
+/// When what a session relies on cannot be read, or the store fails.
+pub(super) fn sessions(
+    repo: &Repo,
+    options: &Options,
+    own: &SessionId,
+    report: &mut Report,
+) -> Result<Vec<OpenSession>, OpError> {
     let open = repo.sessions_that_have_not_ended()?;
     let now = store_time(&open, own);
     let silence_max = nanos(Duration::from_secs(repo.config.gc.dead_seconds));
     let is_dead = |other: &&OpenSession| {
-        other.state.session != *own
-            && other
-                .last_seen
-                .is_some_and(|seen| now.0.saturating_sub(seen.0) > silence_max)
+        let is_silent = other
+            .last_seen
+            .is_some_and(|seen| now.0.saturating_sub(seen.0) > silence_max);
+        other.state.session != *own && (is_silent || options.end_sessions.contains(&other.state.session))
     };
     let dead: Vec<SessionId> = open.iter().filter(is_dead).map(|other| other.state.session).collect();
     if dead.is_empty() {

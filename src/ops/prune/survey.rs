@@ -16,7 +16,7 @@ use crate::repo::Repo;
 use crate::repo::at_once::at_once;
 use crate::repo::error::store_error;
 use crate::repo::index::{IndexedChunk, PackState};
-use crate::repo::open::{list_names, store_key};
+use crate::repo::open::{prefix, store_key};
 use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
@@ -42,20 +42,25 @@ impl ListedPack {
 }
 
 /// Lists all packs, sorted by id.
+///
+/// # Errors
+/// When the store cannot be listed.
 pub(super) fn list_packs(repo: &Repo) -> Result<Vec<ListedPack>, OpError> {
     let mut packs = Vec::new();
     for under in ["data/", "meta/"] {
-        for (name, row) in list_names(&*repo.store, under)? {
-            if let ObjectName::Pack(kind, pack, session) = name {
-                packs.push(ListedPack {
-                    pack,
-                    session,
-                    kind,
-                    size: row.size,
-                    modified: row.modified,
-                });
-            }
-        }
+        repo.store
+            .list(&prefix(under), &mut |row| {
+                if let Some(ObjectName::Pack(kind, pack, session)) = ObjectName::parse(row.key.as_str()) {
+                    packs.push(ListedPack {
+                        pack,
+                        session,
+                        kind,
+                        size: row.size,
+                        modified: row.modified,
+                    });
+                }
+            })
+            .map_err(store_error(format!("listing {under} of the repository")))?;
     }
     packs.sort_unstable_by_key(|listed| listed.pack);
     Ok(packs)

@@ -70,7 +70,7 @@ fn prepare(
                 dropped: repo.forgotten()?.into_iter().collect(),
             },
             Action::ListSessions => {
-                open = sessions(repo, &session.id(), report)?;
+                open = sessions(repo, options, &session.id(), report)?;
                 Event::Sessions {
                     unended: open.iter().map(|other| other.state.clone()).collect(),
                 }
