@@ -3,6 +3,7 @@
 use super::at_once::at_once;
 use super::error::{RepoError, object_error};
 use super::index::KnownOutcome;
+use super::index::bulk::BulkImport;
 use super::open::{Repo, list_names, read_whole};
 use crate::pure::format::condemn::Condemnation;
 use crate::pure::format::name::ObjectName;
@@ -12,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 
 /// Runs that are fetched before they are imported; each has up to about 12 MB.
 const RUNS_IN_MEMORY: usize = 8;
+/// More runs than this are sorted outside of memory and taken in together.
+const RUNS_ONE_BY_ONE: usize = 32;
 
 /// Runs that count, as a listing and the outcomes together say.
 #[derive(Debug, Default)]
@@ -150,10 +153,20 @@ impl Repo {
                 unseen.push((session, number, name));
             }
         }
+        let mut bulk = match unseen.len() > RUNS_ONE_BY_ONE {
+            true => Some(BulkImport::begin(&self.index)?),
+            false => None,
+        };
         for some in unseen.chunks(RUNS_IN_MEMORY) {
             let fetched = at_once(some, |(session, number, name)| self.fetch_run(session, *number, name));
             for ((session, _, name), fetched) in some.iter().zip(fetched) {
-                match fetched.and_then(|(kid, content)| Ok(self.index.import_run(name, 0, *session, kid, &content)?)) {
+                let imported = fetched.and_then(|(kid, content)| {
+                    Ok(match &mut bulk {
+                        Some(bulk) => bulk.add(name, *session, kid, &content)?,
+                        None => self.index.import_run(name, 0, *session, kid, &content)?,
+                    })
+                });
+                match imported {
                     Ok(()) => {
                         sync.imported += 1;
                         names.insert(name.clone());
@@ -162,6 +175,9 @@ impl Repo {
                     Err(error) => return Err(error),
                 }
             }
+        }
+        if let Some(bulk) = bulk {
+            bulk.finish()?;
         }
         self.index.retain_runs(&known, &names)?;
         Ok(sync)

@@ -75,7 +75,17 @@ pub(super) struct StoredCopy {
 }
 
 impl StoredCopy {
-    fn type_and_len(&self) -> u32 {
+    /// As [`Self::type_and_len`] and the other fields have it; `None` if these are no copy.
+    pub(super) fn from_words(pack: u32, offset: u32, type_and_len: u32) -> Option<StoredCopy> {
+        Some(StoredCopy {
+            pack,
+            offset,
+            stored_as: stored_as(type_and_len)?,
+            stored_len: type_and_len & 0x0fff_ffff,
+        })
+    }
+
+    pub(super) fn type_and_len(&self) -> u32 {
         (self.stored_as as u32) << 28 | self.stored_len
     }
 
@@ -95,28 +105,26 @@ impl StoredCopy {
             return Err(damaged);
         };
         let offset = off as u32;
-        let stored_as = match type_and_len >> 28 {
-            0 => StoredAs::Data,
-            1 => StoredAs::Node,
-            2 => StoredAs::List,
-            3 => StoredAs::Manifest,
-            8 => StoredAs::Delta,
-            _ => return Err(damaged),
-        };
         if off >> 32 != u64::from(row_check(id, pack, offset, type_and_len)) {
             return Err(damaged);
         }
-        Ok(StoredCopy {
-            pack,
-            offset,
-            stored_as,
-            stored_len: type_and_len & 0x0fff_ffff,
-        })
+        StoredCopy::from_words(pack, offset, type_and_len).ok_or(damaged)
     }
 
     pub(super) fn is_full(&self) -> bool {
         self.stored_as != StoredAs::Delta
     }
+}
+
+fn stored_as(type_and_len: u32) -> Option<StoredAs> {
+    Some(match type_and_len >> 28 {
+        0 => StoredAs::Data,
+        1 => StoredAs::Node,
+        2 => StoredAs::List,
+        3 => StoredAs::Manifest,
+        8 => StoredAs::Delta,
+        _ => return None,
+    })
 }
 
 /// Sixteen bits that notice a row whose bytes have changed. SQLite has no checksums, and a row that points at another
@@ -1023,7 +1031,6 @@ fn insert_chunks(
             .copied()
             .ok_or_else(|| wrong("a record uses a pack that is not there"))
     };
-    let mut insert = connection.prepare_cached("INSERT INTO chunk VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING")?;
     for chunk in chunks {
         if chunk.stored_len >= 1 << 28 {
             return Err(wrong("a record is longer than any frame"));
@@ -1034,14 +1041,40 @@ fn insert_chunks(
             stored_as: chunk.stored_as,
             stored_len: chunk.stored_len,
         };
-        let (off, tl) = copy.columns(&chunk.id);
-        if insert.execute(params![chunk.id.as_bytes(), copy.pack, off, tl])? == 0 {
-            add_copy(connection, &chunk.id, &copy)?;
-        }
+        insert_copy(connection, &chunk.id, &copy)?;
     }
+    insert_deltas(connection, name, deltas, packs)
+}
+
+/// Adds one copy of a chunk.
+pub(super) fn insert_copy(connection: &Connection, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
+    let (off, tl) = copy.columns(id);
+    let inserted = connection
+        .prepare_cached("INSERT INTO chunk VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING")?
+        .execute(params![id.as_bytes(), copy.pack, off, tl])?;
+    if inserted == 0 {
+        add_copy(connection, id, copy)
+    } else {
+        Ok(())
+    }
+}
+
+/// Notes what copies of a run are deltas against.
+pub(super) fn insert_deltas(
+    connection: &Connection,
+    name: &str,
+    deltas: &[RunDelta],
+    packs: &[u32],
+) -> Result<(), Trouble> {
     let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO delta VALUES (?1, ?2, ?3)")?;
     for delta in deltas {
-        let pack = handle(delta.pack_ix)?;
+        let pack = packs
+            .get(delta.pack_ix as usize)
+            .copied()
+            .ok_or_else(|| Trouble::Inconsistent {
+                name: name.to_owned(),
+                what: "a record uses a pack that is not there",
+            })?;
         insert.execute(params![
             delta.id.as_bytes(),
             pack,
@@ -1049,6 +1082,35 @@ fn insert_chunks(
         ])?;
     }
     Ok(())
+}
+
+/// Begins the import of a run of level 0 whose chunks come later: describes its packs and returns their handles.
+pub(super) fn describe_run(
+    connection: &Connection,
+    index: &LocalIndex,
+    name: &str,
+    session: &SessionId,
+    kid: &KeyId,
+    content: &RunContent,
+) -> Result<Vec<u32>, Trouble> {
+    let packs = describe_packs(connection, name, &content.slots, &content.packs, &index.packs)?;
+    if run_state(connection, name)? != Some(IMPORTED) {
+        put_run(connection, name, 0, session, kid, 0, IMPORTING, 0, &packs)?;
+    }
+    Ok(packs)
+}
+
+/// Ends such an import: the run counts from then on.
+pub(super) fn finish_run(
+    connection: &Connection,
+    name: &str,
+    session: &SessionId,
+    kid: &KeyId,
+    chunks: usize,
+    packs: &[u32],
+) -> Result<(), Trouble> {
+    let run = put_run(connection, name, 0, session, kid, 0, IMPORTED, chunks, packs)?;
+    take_over(connection, run)
 }
 
 /// Adds a copy of a chunk that has one already: the better one goes to `chunk`, the other one to `chunk_dup`.

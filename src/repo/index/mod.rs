@@ -7,11 +7,13 @@
 //! flipped bit without noticing.
 //!
 //! * [`catalog`]: what runs say, own packs, condemnations: everything that changes which chunks can be found.
+//! * [`bulk`]: taking in many runs at once.
 //! * [`lookup`]: finding chunks, and walking through everything.
 //! * [`memory`]: mirror of outcomes, rollback memory, own sessions, verification ledger.
 //! * [`filter`]: "certainly new" without asking SQLite.
 //! * [`nodes`]: tree nodes of the last snapshots, sealed; a database of its own.
 
+pub mod bulk;
 pub mod catalog;
 pub mod filter;
 pub mod lookup;
@@ -67,6 +69,9 @@ pub enum IndexError {
     /// The directory of a temporary index cannot be made.
     #[error("making a temporary index")]
     Temporary(#[source] io::Error),
+    /// Files for sorting what many runs list cannot be written or read.
+    #[error("sorting what index runs list, in the cache directory")]
+    Sorting(#[source] io::Error),
 }
 
 impl IndexError {
@@ -75,7 +80,7 @@ impl IndexError {
         match self {
             IndexError::Database(error) => error.wants_rebuild(),
             IndexError::Damaged { .. } => true,
-            IndexError::Inconsistent { .. } | IndexError::Temporary(_) => false,
+            IndexError::Inconsistent { .. } | IndexError::Temporary(_) | IndexError::Sorting(_) => false,
         }
     }
 }
@@ -84,7 +89,7 @@ impl Explain for IndexError {
     fn kind(&self) -> Kind {
         match self {
             IndexError::Database(error) => error.kind(),
-            IndexError::Damaged { .. } | IndexError::Temporary(_) => Kind::Unavailable,
+            IndexError::Damaged { .. } | IndexError::Temporary(_) | IndexError::Sorting(_) => Kind::Unavailable,
             IndexError::Inconsistent { .. } => Kind::Damage,
         }
     }
@@ -96,6 +101,7 @@ impl Explain for IndexError {
                 Some("run the command again: the index is built again from the repository; nothing is lost".to_owned())
             }
             IndexError::Inconsistent { .. } => None,
+            IndexError::Sorting(_) => Some("check free space and permissions of the cache directory".to_owned()),
             IndexError::Temporary(_) => Some("check free space and permissions of $TMPDIR".to_owned()),
         }
     }

@@ -1,5 +1,6 @@
 //! Promises of the local index: a model of what must be found, damage, several writers, and speed.
 
+use super::bulk::BulkImport;
 use super::catalog::PackState;
 use super::*;
 use crate::pure::base::Timestamp;
@@ -1066,5 +1067,72 @@ fn cost_of_a_question() {
     eprintln!(
         "where a chunk is, many at once: {} ns",
         started.elapsed().as_nanos() / 50_000
+    );
+}
+
+#[test]
+fn many_runs_at_once_come_to_the_same_as_one_after_the_other() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (one_by_one, at_once) = (open(first.path()), open(second.path()));
+    // Some describe the same packs, and several packs have the same chunks.
+    let runs: Vec<(String, RunContent)> = (0..40u64)
+        .map(|number| {
+            (
+                format!("idx/0-{number:032}-0000"),
+                run_of(&(number..number + 1 + number % 3).collect()),
+            )
+        })
+        .collect();
+    at_once
+        .import_run(&runs[7].0, 0, session_of(7), KeyId([1; 16]), &runs[7].1)
+        .unwrap();
+    let mut bulk = BulkImport::begin(&at_once).unwrap();
+    for (number, (name, content)) in runs.iter().enumerate() {
+        let session = session_of(number as u64);
+        one_by_one
+            .import_run(name, 0, session, KeyId([1; 16]), content)
+            .unwrap();
+        bulk.add(name, session, KeyId([1; 16]), content).unwrap();
+    }
+    let mut bad = runs[3].1.clone();
+    bad.packs.pop();
+    assert!(matches!(
+        bulk.add("idx/0-bad-0000", session_of(99), KeyId([1; 16]), &bad),
+        Err(IndexError::Inconsistent { .. })
+    ));
+    assert_eq!(
+        at_once.known_runs().unwrap().len(),
+        1,
+        "none counts before its rows are there"
+    );
+    bulk.finish().unwrap();
+    assert_eq!(at_once.known_runs().unwrap(), one_by_one.known_runs().unwrap());
+    let all = |index: &LocalIndex| {
+        let mut ids = BTreeSet::new();
+        index
+            .chunks_in_id_order(&mut |chunk| {
+                ids.insert(chunk.id);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let mut found = Vec::new();
+        for id in ids {
+            assert!(index.maybe(&id));
+            let mut copies: Vec<_> = index.find_all(&id).unwrap();
+            copies.sort_by_key(|copy| (copy.pack, copy.offset));
+            let bases: Vec<_> = copies
+                .iter()
+                .map(|copy| index.base_of(&id, &copy.pack).unwrap())
+                .collect();
+            found.push((id, copies, bases));
+        }
+        found
+    };
+    let expected = all(&one_by_one);
+    assert!(expected.iter().any(|(_, copies, _)| copies.len() > 1), "several copies");
+    assert_eq!(all(&at_once), expected);
+    assert_eq!(
+        at_once.stats().unwrap().packs_live,
+        one_by_one.stats().unwrap().packs_live
     );
 }
