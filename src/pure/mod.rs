@@ -6,5 +6,6 @@ pub mod compress;
 pub mod crypto;
 pub mod format;
 pub mod id;
+pub mod plan;
 pub mod protocol;
 pub mod tree;
