@@ -5,6 +5,7 @@ pub mod error;
 pub mod index;
 pub mod locate;
 pub mod lock;
+pub mod marks;
 pub mod open;
 pub mod pack_writer;
 pub mod presence;

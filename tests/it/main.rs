@@ -11,6 +11,7 @@ mod local_state;
 mod lost_packs;
 mod marks;
 mod reading;
+mod retention;
 mod story;
 mod tidy;
 mod vectors;
