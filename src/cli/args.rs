@@ -1,9 +1,11 @@
 //! What can be written on the command line, and the help.
 
 use super::names::{
-    Every, parse_duration, parse_every, parse_percent, parse_rate, parse_session, parse_size, parse_tag,
+    Every, parse_count, parse_duration, parse_every, parse_percent, parse_rate, parse_session, parse_size, parse_span,
+    parse_tag, parse_words,
 };
 use crate::pure::id::SessionId;
+use crate::pure::plan::policy::Span;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -34,6 +36,8 @@ Get data back:
 
 Keep it healthy:
   repo check          audit the repository
+  snapshot forget     forget old snapshots, by a policy or by name
+  snapshot hold       keep one whatever the policy says; snapshot release
   repo prune          give back the space of forgotten snapshots
   repo info, stats    format and keys; sizes
 
@@ -51,6 +55,7 @@ Examples:
   larder snapshot list
   larder restore latest:/home/anna/letters --target /tmp/letters
   larder repo check --read-data-subset 5%
+  larder snapshot forget --keep-daily 30 --keep-weekly 12 --keep-monthly 12 --keep-yearly 7 --dry-run
 
 SNAPSHOT is the beginning of an id, `latest`, `latest:SOURCE-NAME`, or `@2026-11-20T03:00Z` (the newest at or before then).
 
@@ -175,7 +180,7 @@ pub enum Command {
     Find(FindArgs),
     /// Show what changed between two snapshots
     Diff(DiffArgs),
-    /// List and show snapshots
+    /// List, show, tag, hold and forget snapshots
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Snapshot(SnapshotCommand),
     /// Print a completion script for a shell
@@ -265,7 +270,7 @@ pub struct CheckArgs {
     pub snapshot: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct PruneArgs {
     /// Only say what would be done
     #[arg(long)]
@@ -275,7 +280,7 @@ pub struct PruneArgs {
     pub grace: Option<Duration>,
     /// Rewrite packs of which more than this is unused [default: 20% with --max-repack, else none are rewritten]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
-    pub max_unused: Option<f64>,
+    pub max_unused: Option<u32>,
     /// Rewrite badly used packs, copying at most so much [default: no limit with --max-unused]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_repack: Option<u64>,
@@ -636,6 +641,158 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         filter: FilterArgs,
     },
+    /// Forget the snapshots that no rule keeps, or those that are named
+    Forget(Box<ForgetArgs>),
+    /// Keep a snapshot whatever the policy says
+    #[command(
+        after_help = "Examples:\n  larder snapshot hold latest:shop.sql --reason 'before the migration'\n  larder snapshot hold 72a42586 --reason audit --until 2027-12-31\n\nThe reason is sealed like everything else. Several holds add up."
+    )]
+    Hold {
+        /// Snapshot
+        snapshot: String,
+        /// Why; `snapshot list` and `snapshot forget` show it
+        #[arg(long, value_name = "TEXT", value_parser = parse_words)]
+        reason: String,
+        /// Until when [default: until it is released]
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Let a snapshot go that was held: the policy decides about it again
+    #[command(after_help = "Example:\n  larder snapshot release 72a42586 --after 7d")]
+    Release {
+        /// Snapshot
+        snapshot: String,
+        /// Hold it so long still
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        after: Option<Duration>,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  larder snapshot forget --keep-daily 30 --keep-weekly 12 --keep-monthly 12 --keep-yearly 7 --dry-run
+  larder snapshot forget --keep-last-distinct 10 --source config
+  larder snapshot forget 72a42586
+
+A snapshot that at least one rule keeps is kept; so is the newest good one of each source, and what is held. Of an hour, day, week, month
+or year the oldest good snapshot is kept: the weekly one is of the first day of the week, the monthly one of the first of the month.
+N is a number or `all`, a SPAN is 36h, 30d, 12w, 6mo or 7y, counted from the newest snapshot.
+
+Snapshots with errors, or with less than half of what came before them, are suspect: they take the place of no other and are kept beside
+it. `larder snapshot tag SNAPSHOT --add accepted` says that one is right, and what comes later is measured by it.
+
+Forgetting frees no space: `larder repo prune` does.")]
+pub struct ForgetArgs {
+    /// Forget just these, instead of asking a policy
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshots: Vec<String>,
+    /// The newest N
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_last: Option<u32>,
+    /// The newest N that differ in content
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_last_distinct: Option<u32>,
+    /// One for each of the newest N hours that have one
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_hourly: Option<u32>,
+    /// The same for days
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_weekly: Option<u32>,
+    /// The same for months
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_monthly: Option<u32>,
+    /// The same for years
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "What to keep")]
+    pub keep_yearly: Option<u32>,
+    /// Everything of the last SPAN
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within: Option<Span>,
+    /// One for each hour of the last SPAN
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within_hourly: Option<Span>,
+    /// One for each day
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within_daily: Option<Span>,
+    /// One for each week
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within_weekly: Option<Span>,
+    /// One for each month
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within_monthly: Option<Span>,
+    /// One for each year
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, help_heading = "What to keep")]
+    pub keep_within_yearly: Option<Span>,
+    /// Everything with this tag; with any of them if given several times
+    #[arg(long, value_name = "TAG", help_heading = "What to keep")]
+    pub keep_tag: Vec<String>,
+    /// What rules are counted in: `source` is what one host backs up under one name; or name, host, none, or several
+    #[arg(
+        long,
+        value_name = "BY",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "source",
+        help_heading = "Calendar and groups"
+    )]
+    pub group_by: Vec<GroupArg>,
+    /// First day of the week
+    #[arg(
+        long,
+        value_name = "DAY",
+        value_enum,
+        default_value = "sunday",
+        help_heading = "Calendar and groups"
+    )]
+    pub week_start: WeekdayArg,
+    /// First day of the month, 1 to 28; years begin with the first such month
+    #[arg(long, value_name = "DAY", value_parser = clap::value_parser!(u8).range(1..=28), default_value = "1",
+          help_heading = "Calendar and groups")]
+    pub month_day: u8,
+    /// Refuse to forget more of a group at once, if it has more than eight
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, default_value = "25%", help_heading = "Safety")]
+    pub max_removal: u32,
+    /// Forget however many it is
+    #[arg(long, help_heading = "Safety")]
+    pub yes_remove_many: bool,
+    /// Forget a named snapshot although it is the last good one of its source
+    #[arg(long, requires = "snapshots", help_heading = "Safety")]
+    pub yes_remove_last: bool,
+    /// Say what would be forgotten and why, and write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Then give back the space, as `repo prune` does
+    #[arg(long, conflicts_with = "dry_run")]
+    pub prune: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// What belongs together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GroupArg {
+    Source,
+    Name,
+    Host,
+    None,
+}
+
+/// Days of the week.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeekdayArg {
+    Monday,
+    Tuesday,
+    Wednesday,
+    Thursday,
+    Friday,
+    Saturday,
+    Sunday,
 }
 
 #[derive(Debug, Args)]

@@ -194,6 +194,7 @@ impl Context {
         Ok((repo, history))
     }
 
+    /// Says what a listing of the history has found.
     fn tell(&self, history: &HistoryState) {
         for gap in &history.gaps {
             self.output

@@ -5,6 +5,7 @@ use crate::pure::base::Timestamp;
 use crate::pure::base::size::parse_bytes;
 use crate::pure::base::time::FileTime;
 use crate::pure::id::SessionId;
+use crate::pure::plan::policy::{Span, UNLIMITED};
 use jiff::civil;
 use jiff::tz::TimeZone;
 use std::ffi::OsStr;
@@ -142,6 +143,68 @@ pub fn parse_tag(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Takes words that somebody else is going to read.
+pub fn parse_words(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.chars().any(char::is_control) {
+        return Err("write a few words on one line".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads how many are to be kept: a number, or `all`.
+pub fn parse_count(text: &str) -> Result<u32, String> {
+    match text.trim() {
+        "all" => Ok(UNLIMITED),
+        number => number
+            .parse()
+            .map_err(|_| format!("{text:?} is not a number; write 30, or: all")),
+    }
+}
+
+/// Reads a span of the calendar: `36h`, `30d`, `12w`, `6mo`, `7y`, `1y6mo`.
+///
+/// # Errors
+/// When it is none. `m` alone is refused: elsewhere it means minutes.
+pub fn parse_span(text: &str) -> Result<Span, String> {
+    let error = || format!("{text:?} is not a span of time; write 36h, 30d, 12w, 6mo, 7y or 1y6mo");
+    let mut rest = text.trim();
+    let mut span = Span::default();
+    if rest.is_empty() {
+        return Err(error());
+    }
+    while !rest.is_empty() {
+        let unit_at = rest
+            .find(|character: char| !character.is_ascii_digit())
+            .ok_or_else(error)?;
+        let number: u32 = rest[..unit_at].parse().map_err(|_| error())?;
+        rest = &rest[unit_at..];
+        let unit_end = rest
+            .find(|character: char| character.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (part, factor) = match &rest[..unit_end] {
+            "y" => (&mut span.months, 12),
+            "mo" => (&mut span.months, 1),
+            "w" => (&mut span.days, 7),
+            "d" => (&mut span.days, 1),
+            "h" => (&mut span.hours, 1),
+            _ => return Err(error()),
+        };
+        *part = number
+            .checked_mul(factor)
+            .and_then(|more| part.checked_add(more))
+            .ok_or_else(error)?;
+        rest = &rest[unit_end..];
+    }
+    Ok(span)
+}
+
+/// Reads a share: 1 to 100, with or without a percent sign.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.trim().trim_end_matches('%');
+    let percent = number.parse().ok().filter(|percent| (1..=100).contains(percent));
+    percent.ok_or_else(|| format!("{text:?} is not a share; write 1% to 100%"))
+}
+
 /// Reads a size: `500M`, `1.5 GiB`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write 500M or 1.5GiB"))
@@ -157,18 +220,6 @@ const RATE_MIN: u64 = 1 << 10;
 pub fn parse_session(text: &str) -> Result<SessionId, String> {
     text.parse()
         .map_err(|_| "give all 32 digits of the session, as `repo prune` shows it".into())
-}
-
-/// Reads a share such as `20%` or `2.5%`; returns it between 0 and 1.
-///
-/// # Errors
-/// When it is none.
-pub fn parse_percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    match number {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
-        _ => Err("give a share between 0% and 100%, such as 20%".into()),
-    }
 }
 
 /// Reads a rate in bytes per second: `500K`, `1.5MiB`, `2M/s`.
@@ -238,6 +289,25 @@ mod tests {
         for text in ["", "  ", "a\nb", "\u{1b}[31m"] {
             assert!(parse_tag(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn counts_spans_and_shares_are_read_strictly() {
+        assert_eq!((parse_count("30"), parse_count("all")), (Ok(30), Ok(UNLIMITED)));
+        for text in ["", "-1", "30d", "x", "99999999999"] {
+            assert!(parse_count(text).is_err(), "{text}");
+        }
+        let span = |months, days, hours| Ok(Span { months, days, hours });
+        assert_eq!(parse_span("1y6mo"), span(18, 0, 0));
+        assert_eq!(parse_span("12w1d36h"), span(0, 85, 36));
+        for text in ["", "30", "d", "5m", "5mo2", "1x", "-5d", "4294967295y", "5 d", "3é"] {
+            assert!(parse_span(text).is_err(), "{text}");
+        }
+        assert_eq!((parse_percent("25%"), parse_percent("100")), (Ok(25), Ok(100)));
+        for text in ["0", "101%", "", "-5"] {
+            assert!(parse_percent(text).is_err(), "{text}");
+        }
+        assert!(parse_words(" \t").is_err() && parse_words("a\nb").is_err() && parse_words("a b").is_ok());
     }
 
     #[test]

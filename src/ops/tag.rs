@@ -6,28 +6,23 @@
 
 use super::OpError;
 use crate::edge::host;
-use crate::edge::store::Created;
 use crate::pure::crypto::sign::role;
-use crate::pure::format::mark::{Drop, DropKind};
-use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
 use crate::pure::id::SessionId;
-use crate::repo::error::{object_error, store_error};
-use crate::repo::open::store_key;
 use crate::repo::session::{OutcomeLabel, Session};
-use crate::repo::snapshots::{Snapshot, replaced};
+use crate::repo::snapshots::{Broken, Snapshot, replaced};
 use crate::repo::{Repo, RepoError};
-use bytes::Bytes;
 use std::time::Instant;
 
 /// Adds and removes tags; returns the id under which the snapshot is found from now on (the old one when nothing
 /// changes). Running it again after a failure completes it.
 ///
 /// # Errors
-/// When the key may not write and forget, or the snapshot has been dropped meanwhile.
+/// When the key may not write and forget, the snapshot is held, or it has been dropped meanwhile.
 pub fn run(repo: &Repo, snapshot: &Snapshot, add: &[String], remove: &[String]) -> Result<SessionId, OpError> {
     repo.require(role::FORGET, "replace a snapshot")?;
     let (newest, mut old) = versions(repo, snapshot)?;
+    refuse_held(repo, &newest.id)?;
     let mut manifest = newest.manifest.clone();
     manifest.tags.retain(|tag| !remove.contains(tag));
     manifest.tags.extend(add.iter().cloned());
@@ -52,12 +47,25 @@ pub fn run(repo: &Repo, snapshot: &Snapshot, add: &[String], remove: &[String]) 
         old.push(newest.id);
     }
     for session in &old {
-        drop_replaced(repo, session, &id)?;
+        repo.drop_snapshot(session, &format!("tags were changed; replaced by {id}"))?;
     }
     if !old.is_empty() {
         repo.sync_marks()?;
     }
     Ok(id)
+}
+
+/// A hold is on one snapshot as it is: it would stay beside the new one, which nothing would hold.
+fn refuse_held(repo: &Repo, session: &SessionId) -> Result<(), OpError> {
+    let holds = repo.holds_on(session, &mut Broken::new())?;
+    if holds.iter().any(|hold| hold.is_active(host::now())) {
+        let id = session.short();
+        return Err(OpError::Refused {
+            what: format!("snapshot {id} is held, and changing its tags would replace it"),
+            hint: format!("`larder snapshot release {id}` ends that; give tags before holding"),
+        });
+    }
+    Ok(())
 }
 
 /// Returns the newest version of a snapshot, and those that it replaces and that are still there.
@@ -79,26 +87,4 @@ fn versions(repo: &Repo, snapshot: &Snapshot) -> Result<(Snapshot, Vec<SessionId
         .copied()
         .collect();
     Ok((repo.snapshot(&newest)?, old))
-}
-
-fn drop_replaced(repo: &Repo, session: &SessionId, by: &SessionId) -> Result<(), RepoError> {
-    let dropped = Drop {
-        kid: repo.kid,
-        created: host::now(),
-        kind: DropKind::Forget,
-        session: *session,
-        reason: format!("tags were changed; replaced by {by}"),
-    };
-    let name = ObjectName::Drop(*session);
-    let body = dropped
-        .encode(&repo.keys, &repo.signer, host::random())
-        .map_err(object_error("sealing", &name))?;
-    match repo
-        .store
-        .create(&store_key(&name), Bytes::from(body))
-        .map_err(store_error("writing the mark that the old snapshot is replaced"))?
-    {
-        // Somebody else has dropped it meanwhile.
-        Created::New | Created::Exists => Ok(()),
-    }
 }

@@ -114,6 +114,11 @@ impl SessionId {
     pub fn writer_tag(&self) -> [u8; 4] {
         [self.0[0], self.0[1], self.0[2], self.0[3]]
     }
+
+    /// Returns the digits that people see: the eight after the writer tag, which all sessions of one key share.
+    pub fn short(&self) -> String {
+        to_hex(&self.0[4..8])
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod index;
 pub mod locate;
 pub mod lock;
 pub mod maintain;
+pub mod marks;
 pub mod open;
 pub mod pack_writer;
 pub mod presence;

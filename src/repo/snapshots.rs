@@ -327,9 +327,8 @@ impl Repo {
             .map(|outcome| outcome.session);
         for outcome in outcomes {
             let is_new = !listing.known.contains(&outcome.session) || Some(outcome.session) == newest_own;
-            // A store without times says 1970.
             let received = listing.listed.get(&outcome.session).copied().flatten();
-            let Some(received) = received.filter(|received| received.0 > 0) else {
+            let Some(received) = received.filter(is_told) else {
                 continue;
             };
             let ahead = outcome.created.0.saturating_sub(received.0);
@@ -343,6 +342,17 @@ impl Repo {
             }
         }
         Ok(())
+    }
+
+    /// Lists when the store received each outcome. Those of a store without a clock are left out.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn received(&self) -> Result<HashMap<SessionId, Timestamp>, RepoError> {
+        let listed = self.list_snap()?.into_iter();
+        Ok(listed
+            .filter_map(|(session, received)| Some((session, received.filter(is_told)?)))
+            .collect())
     }
 
     fn list_outcomes(&self) -> Result<Listing, RepoError> {
@@ -955,6 +965,11 @@ impl Repo {
     }
 }
 
+/// A store without times says 1970.
+fn is_told(received: &Timestamp) -> bool {
+    received.0 > 0
+}
+
 /// Every session of one key begins with the same four bytes, so people may also give digits from after them.
 fn is_named(session: &SessionId, text: &str) -> bool {
     let id = session.to_string();
@@ -971,9 +986,9 @@ fn concerns_one_object(error: &RepoError) -> bool {
     error.is_damage() || matches!(error, RepoError::Object { .. })
 }
 
-/// The digits of a snapshot id that people see: the eight after the writer tag, which all snapshots of one key share.
+/// The digits of a snapshot id that people see ([`SessionId::short`]).
 pub fn short_id(id: &SessionId) -> String {
-    id.to_string()[8..16].to_owned()
+    id.short()
 }
 
 #[cfg(test)]

@@ -161,10 +161,11 @@ impl Repo {
             let fetched = at_once(some, |(session, number, name)| self.fetch_run(session, *number, name));
             for ((session, _, name), fetched) in some.iter().zip(fetched) {
                 let imported = fetched.and_then(|(kid, content)| {
-                    Ok(match &mut bulk {
-                        Some(bulk) => bulk.add(name, *session, kid, &content)?,
-                        None => self.index.import_run(name, 0, *session, kid, &content)?,
-                    })
+                    let imported = match &mut bulk {
+                        Some(bulk) => bulk.add(name, *session, kid, &content),
+                        None => self.index.import_run(name, 0, *session, kid, &content),
+                    };
+                    Ok(imported?)
                 });
                 match imported {
                     Ok(()) => {

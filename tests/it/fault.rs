@@ -9,7 +9,7 @@
 use crate::story::{noise, options, tree};
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
-use larder::ops::{OpError, Progress, backup, check, dump, restore, tag};
+use larder::ops::{OpError, Progress, backup, check, dump, forget, restore, tag};
 use larder::pure::base::memory::IndexShare;
 use larder::pure::base::{Explain, Kind};
 use larder::pure::chunk::Profile;
@@ -19,6 +19,7 @@ use larder::pure::format::name::ObjectName;
 use larder::pure::format::outcome::OutcomeKind;
 use larder::pure::format::session::SessionRole;
 use larder::pure::id::{RepoId, SessionId};
+use larder::pure::plan::policy::Policy;
 use larder::repo::Repo;
 use larder::repo::error::RepoError;
 use larder::repo::open::{self, Credential, LocalOptions, create_new};
@@ -586,6 +587,92 @@ fn snapshot_tag_that_dies_loses_nothing_and_can_be_repeated() {
     }
     eprintln!("{cases} cases, {both_seen} of them left both snapshots");
     assert!(both_seen > 0);
+}
+
+/// Forgetting writes a mark for each snapshot. Wherever it dies, what is to be kept is there and whole, and running it again
+/// forgets the rest.
+#[test]
+fn forgetting_that_dies_loses_nothing_and_can_be_repeated() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    let store = MemoryStore::new();
+    SmallRepo::init(&store, &admin()).unwrap();
+    let cache = dir.path().join("cache");
+    let nights: Vec<SessionId> = (0..4)
+        .map(|night| {
+            std::fs::write(source.join("file"), noise(night, 2_000)).unwrap();
+            let report = back_up(Arc::new(store.clone()), &cache, &admin(), &source).unwrap();
+            report.snapshot.unwrap()
+        })
+        .collect();
+    let policy = Policy {
+        last: Some(1),
+        ..Policy::default()
+    };
+    let options = forget::Options {
+        choice: forget::Choice::Policy(Box::new(policy)),
+        filter: Default::default(),
+        group_by: forget::GroupBy::SOURCE,
+        removal_percent_max: 25,
+        now: host::now(),
+        zone: jiff::tz::TimeZone::UTC,
+    };
+    let forget = |store: Arc<dyn Store>, cache: &Path| -> Result<forget::Report, OpError> {
+        let repo = try_open(store, cache, &admin())?;
+        let history = repo.sync_history()?;
+        let plan = forget::plan(&repo, history, &options)?;
+        forget::carry_out(&repo, plan, &Progress::default())
+    };
+    let (mut call, mut open, mut cases, mut some_left) = (0, true, 0, 0);
+    while open {
+        open = false;
+        for fault in Fault::at(call) {
+            cases += 1;
+            let store = store.fork();
+            let machine = dir.path().join(format!("machine{cases}"));
+            copy_dir(&cache, &machine);
+            let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
+            let result = forget(faulty.clone(), &machine);
+            if !faulty.has_failed() {
+                assert_eq!(result.unwrap().forgotten, nights[..3]);
+                continue;
+            }
+            open = true;
+            let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
+            let other = dir.path().join("other");
+            let repo = try_open(Arc::new(store.clone()), &other, &admin()).unwrap();
+            let report = check::run(&repo, &check::Options::default(), &Progress::default()).unwrap();
+            assert!(report.findings.is_empty(), "{when}: {:?}", report.findings);
+            let snapshots = repo.snapshots().unwrap();
+            some_left += usize::from((2..4).contains(&snapshots.len()));
+            assert_eq!(snapshots.last().unwrap().id, nights[3], "{when}");
+            for snapshot in &snapshots {
+                let night = nights.iter().position(|id| *id == snapshot.id).unwrap();
+                let mut out = Vec::new();
+                let path = source.join("file");
+                let path = path.as_os_str().as_encoded_bytes();
+                dump::file(&repo, snapshot, path, 1, &mut out, &Progress::default()).unwrap();
+                assert!(out == noise(night as u64, 2_000), "{when}");
+            }
+            drop(repo);
+            for machine in [&machine, &other] {
+                let store = store.fork();
+                forget(Arc::new(store.clone()), machine)
+                    .unwrap_or_else(|error| panic!("{when}, again: {}", check::chain(&error)));
+                let repo = try_open(Arc::new(store), &dir.path().join("fresh"), &admin()).unwrap();
+                repo.sync_history().unwrap();
+                let left: Vec<SessionId> = repo.snapshots().unwrap().iter().map(|snapshot| snapshot.id).collect();
+                assert_eq!(left, nights[3..], "{when}");
+                drop(repo);
+                std::fs::remove_dir_all(dir.path().join("fresh")).unwrap();
+                std::fs::remove_dir_all(machine).unwrap();
+            }
+        }
+        call += 1;
+    }
+    eprintln!("{cases} cases, {some_left} of them left some of what was to go");
+    assert!(some_left > 0);
 }
 
 /// Another machine makes a whole backup between any two calls of this one: with a key of its own, and with the same

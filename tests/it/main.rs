@@ -12,6 +12,7 @@ mod lost_packs;
 mod marks;
 mod prune;
 mod reading;
+mod retention;
 mod story;
 mod tidy;
 mod vectors;

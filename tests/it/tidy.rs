@@ -87,7 +87,7 @@ fn imports_point_inward() {
 fn pure_layers_point_inward() {
     none(
         wrong_layers(sources()),
-        "inside src/pure: base, id, then chunk | crypto | compress, format, tree | protocol",
+        "inside src/pure: base, id, then chunk | crypto | compress, format, tree | protocol | plan",
     );
 }
 

@@ -6,6 +6,8 @@ mod diff;
 mod dump;
 mod entries;
 mod find;
+mod forget;
+mod hold;
 mod key;
 mod ls;
 mod prune;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 /// Unused share of a pack above which it is rewritten, where only the amount was given.
-const UNUSED_SHARE: f64 = 0.2;
+const UNUSED_PERCENT: u32 = 20;
 
 pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let started = Instant::now();
@@ -23,7 +23,7 @@ pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
         grace: args.grace.unwrap_or_default(),
         repack: wants_repack.then(|| RepackLimits {
-            unused_share: args.max_unused.unwrap_or(UNUSED_SHARE),
+            unused_share: f64::from(args.max_unused.unwrap_or(UNUSED_PERCENT)) / 100.0,
             copied_bytes_max: args.max_repack.unwrap_or(u64::MAX),
         }),
         end_sessions: args.end_session.clone(),

@@ -1,5 +1,6 @@
-//! `snapshot list`, `snapshot show`, `snapshot tag`.
+//! `snapshot list`, `snapshot show`, `snapshot tag`; the way to the others.
 
+use super::{forget, hold};
 use crate::cli::args::{FilterArgs, ListArgs, SnapshotCommand};
 use crate::cli::context::Context;
 use crate::cli::error::Failure;
@@ -10,6 +11,7 @@ use crate::pure::base::size::format_bytes;
 use crate::pure::format::manifest::{RootKind, SourceProblem, Stats};
 use crate::pure::format::outcome::{OutcomeKind, flag};
 use crate::pure::id::SessionId;
+use crate::repo::marks::KnownHold;
 use crate::repo::snapshots::{HistoryState, Snapshot, replaced, short_id};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -25,6 +27,18 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<(), Failure> {
             remove,
             filter,
         } => tag(context, &snapshot, &add, &remove, &filter),
+        SnapshotCommand::Forget(args) => forget::run(context, &args),
+        SnapshotCommand::Hold {
+            snapshot,
+            reason,
+            until,
+            filter,
+        } => hold::hold(context, &snapshot, &reason, until.as_deref(), &filter),
+        SnapshotCommand::Release {
+            snapshot,
+            after,
+            filter,
+        } => hold::release(context, &snapshot, after, &filter),
     }
 }
 
@@ -45,6 +59,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
     let all = repo.snapshots_noting(&mut broken)?;
     context.tell_broken(&broken);
     history.broken.append(&mut broken);
+    let holds = hold::active(context, &repo, &mut history.broken);
     let replaced = replaced(&all);
     let mut snapshots: Vec<&Snapshot> = all.iter().collect();
     snapshots.retain(|snapshot| {
@@ -56,6 +71,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
         let row = |snapshot: &&Snapshot| {
             let mut row = snapshot_json(snapshot, &all);
             row["replaced_by"] = json!(replaced.get(&snapshot.id).map(ToString::to_string));
+            row["holds"] = hold::to_json(&holds, &snapshot.id);
             row
         };
         let rows: Vec<Value> = snapshots.iter().map(row).collect();
@@ -66,7 +82,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
             }).collect::<Vec<_>>(),
         }))?;
     } else {
-        table(context, &snapshots, &all, &replaced)?;
+        table(context, &snapshots, &all, &replaced, &holds)?;
     }
     verdict(&history)
 }
@@ -99,6 +115,7 @@ fn table(
     snapshots: &[&Snapshot],
     all: &[Snapshot],
     replaced: &HashMap<SessionId, SessionId>,
+    holds: &[KnownHold],
 ) -> Result<(), Failure> {
     let output = &context.output;
     if snapshots.is_empty() {
@@ -114,6 +131,7 @@ fn table(
                 .fold(0u64, |sum, root| sum.saturating_add(root.bytes));
             let mut remarks: Vec<String> = manifest.tags.iter().map(|tag| printable(tag.as_bytes())).collect();
             remarks.extend(state(snapshot, all).into_iter().map(|word| format!("({word})")));
+            remarks.extend(hold::remark(holds, &snapshot.id));
             // Changing its tags was interrupted; doing so again drops it.
             let by = replaced.get(&snapshot.id).map(short_id);
             remarks.extend(by.map(|by| format!("(replaced by {by})")));
@@ -259,6 +277,7 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
     let (repo, _) = context.repo_with_history()?;
     let snapshot = context.snapshot(&repo, text, filter)?;
     let all = repo.snapshots_noting(&mut Vec::new())?;
+    let holds = hold::active(context, &repo, &mut Vec::new());
     let manifest = &snapshot.manifest;
     let output = &context.output;
     if output.json {
@@ -267,6 +286,7 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
         object["version"] = json!(1);
         object["key_id"] = json!(snapshot.kid.to_string());
         object["problems"] = Value::Array(problems_json(&manifest.problems));
+        object["holds"] = hold::to_json(&holds, &snapshot.id);
         return output.json(&object);
     }
     let length = u64::try_from(manifest.end.0.saturating_sub(manifest.start.0)).unwrap_or(0);
@@ -306,6 +326,9 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
             _ => ": some of the source could not be read",
         };
         output.line(format!("state     {word}{meaning}"))?;
+    }
+    for text in hold::texts(&holds, &snapshot.id) {
+        output.line(format!("held      {text}"))?;
     }
     for parent in &manifest.parents {
         output.line(format!("parent    {parent}"))?;

@@ -1,3 +1,11 @@
-//! Decisions as functions: what there is and what is wanted go in, what to do comes out.
+//! What to do about what is there, decided without doing it: values in, a plan with reasons out. `ops` reads what a plan is
+//! made from, shows it, and carries it out.
 
+pub mod policy;
 pub mod prune;
+pub mod reason;
+pub mod retention;
+pub mod times;
+
+#[cfg(test)]
+mod tests;

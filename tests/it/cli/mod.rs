@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod forget;
 mod interrupted;
 mod limits;
 mod owners;

@@ -1,0 +1,67 @@
+//! Holding a snapshot, so that nothing forgets it, and letting it go again, at once or later (format-spec chapter 9.5).
+
+use super::OpError;
+use crate::edge::host;
+use crate::edge::store::Failure;
+use crate::pure::base::Timestamp;
+use crate::pure::crypto::sign::role;
+use crate::pure::format::name::ObjectName;
+use crate::pure::id::SessionId;
+use crate::repo::error::store_error;
+use crate::repo::open::store_key;
+use crate::repo::{Repo, RepoError};
+
+/// What letting go came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Holds that were removed.
+    pub removed: usize,
+    /// Until when the snapshot is still held.
+    pub until: Option<Timestamp>,
+}
+
+/// Holds a snapshot until a time, or for ever. Holds add up: the one that lasts longest counts.
+///
+/// # Errors
+/// When the key may not hold, the time is past, or the snapshot is gone.
+pub fn hold(repo: &Repo, session: &SessionId, until: Option<Timestamp>, reason: &str) -> Result<(), OpError> {
+    repo.require(role::HOLD, "hold snapshots")?;
+    if until.is_some_and(|until| until <= host::now()) {
+        return Err(OpError::Usage("a hold ends in the future".into()));
+    }
+    let name = repo.hold_snapshot(session, until, reason)?;
+    // Only what is there after the hold is held.
+    let outcome = ObjectName::Outcome(*session);
+    match repo.store.stat(&store_key(&outcome)) {
+        Ok(_) => {}
+        Err(error) if error.class == Failure::NotFound => {
+            let hold = ObjectName::Hold(*session, name);
+            repo.store
+                .remove(&[store_key(&hold)])
+                .map_err(store_error("removing a hold on what is gone"))?;
+            return Err(RepoError::NoSuchSnapshot(session.to_string()).into());
+        }
+        Err(error) => return Err(store_error("looking for the snapshot that is held")(error).into()),
+    }
+    Ok(repo.sync_marks()?)
+}
+
+/// Lets a snapshot go: at once, or at a time until which it is still held. Running it again after a failure completes it.
+///
+/// # Errors
+/// When the key may not hold, or the store does not delete.
+pub fn release(repo: &Repo, session: &SessionId, until: Option<Timestamp>) -> Result<Released, OpError> {
+    repo.require(role::HOLD, "release snapshots")?;
+    let is_held = !repo.holds_on(session, &mut Vec::new())?.is_empty();
+    // The hold that ends comes before those that do not have gone.
+    let last = match until.filter(|_| is_held) {
+        Some(until) => Some(repo.hold_snapshot(session, Some(until), "released")?),
+        None => None,
+    };
+    let removed = repo.remove_holds(session, last.as_deref())?;
+    repo.sync_marks()?;
+    Ok(Released {
+        removed,
+        until: last.and(until),
+    })
+}
