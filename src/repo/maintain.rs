@@ -28,6 +28,9 @@ pub struct OpenSession {
     pub last_seen: Option<Timestamp>,
 }
 
+/// Numbers of a session's objects, and when the store received them.
+pub(super) type SessionObjects = Vec<(u32, Option<Timestamp>)>;
+
 impl Repo {
     /// Lists `drop/`, and then `hold/`; returns the snapshots that are forgotten and not held.
     ///
@@ -47,7 +50,15 @@ impl Repo {
     /// # Errors
     /// When the store cannot be listed, or an object of such a session cannot be read: what it relies on is not known then.
     pub fn sessions_that_have_not_ended(&self) -> Result<Vec<OpenSession>, RepoError> {
-        let mut objects: BTreeMap<SessionId, Vec<(u32, Option<Timestamp>)>> = BTreeMap::new();
+        let objects = self.objects_of_unended_sessions()?;
+        at_once(&objects, |(session, objects)| self.open_session(session, objects))
+            .into_iter()
+            .collect()
+    }
+
+    /// The sessions that have not ended, and the numbers and store times of their objects.
+    pub(super) fn objects_of_unended_sessions(&self) -> Result<Vec<(SessionId, SessionObjects)>, RepoError> {
+        let mut objects: BTreeMap<SessionId, SessionObjects> = BTreeMap::new();
         for (name, row) in list_names(&*self.store, "sess/")? {
             if let ObjectName::Session(session, number) = name {
                 objects.entry(session).or_default().push((number, row.modified));
@@ -60,13 +71,10 @@ impl Repo {
         for session in self.voided()? {
             objects.remove(&session);
         }
-        let objects: Vec<_> = objects.into_iter().collect();
-        at_once(&objects, |(session, numbers)| self.open_session(session, numbers))
-            .into_iter()
-            .collect()
+        Ok(objects.into_iter().collect())
     }
 
-    fn open_session(
+    pub(super) fn open_session(
         &self,
         session: &SessionId,
         objects: &[(u32, Option<Timestamp>)],

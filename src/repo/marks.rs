@@ -10,7 +10,6 @@ use crate::edge::store::{Created, Failure};
 use crate::pure::base::Timestamp;
 use crate::pure::format::mark::{Drop, DropKind, Hold};
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::session::{Acknowledgement, Registration};
 use crate::pure::id::{SessionId, to_hex};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -150,34 +149,17 @@ impl Repo {
     /// # Errors
     /// When the store cannot be listed or read.
     pub fn pinned(&self, now: Timestamp) -> Result<HashMap<SessionId, SessionId>, RepoError> {
-        let mut running: HashMap<SessionId, (Vec<u32>, Option<Timestamp>)> = HashMap::new();
-        for (name, row) in list_names(&*self.store, "sess/")? {
-            if let ObjectName::Session(session, number) = name {
-                let (numbers, seen) = running.entry(session).or_default();
-                numbers.push(number);
-                *seen = (*seen).max(row.modified.filter(|modified| modified.0 > 0));
-            }
-        }
-        for ended in self.index.outcomes()? {
-            running.remove(&ended.session);
-        }
-        for voided in self.voided()? {
-            running.remove(&voided);
-        }
+        let unended = self.objects_of_unended_sessions()?;
         let is_dead = |seen: Timestamp| seen.0 < now.0.saturating_sub(DEAD_NS);
-        running.retain(|_, (_, seen)| !seen.is_some_and(is_dead));
-        let objects: Vec<(SessionId, u32)> = running
-            .iter()
-            .flat_map(|(session, (numbers, _))| numbers.iter().map(|number| (*session, *number)))
-            .collect();
-        let read = at_once(&objects, |(session, number)| self.read_pins(session, *number));
         let mut pinned = HashMap::new();
-        for ((session, _), read) in objects.iter().zip(read) {
-            match read {
-                Ok((created, pins)) => {
+        for open in at_once(&unended, |(session, objects)| self.open_session(session, objects)) {
+            match open {
+                Ok(open) => {
                     // Of a store without a clock, that of the writer.
-                    let is_running = running[session].1.is_some() || !is_dead(created);
-                    pinned.extend(pins.into_iter().filter(|_| is_running).map(|pin| (pin, *session)));
+                    let seen = open.last_seen.filter(|seen| seen.0 > 0).unwrap_or(open.began);
+                    let session = open.state.session;
+                    let pins = open.state.pins.into_iter().filter(|_| !is_dead(seen));
+                    pinned.extend(pins.map(|pin| (pin, session)));
                 }
                 Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {}
                 Err(error) if error.is_damage() || matches!(error, RepoError::Object { .. }) => {}
@@ -185,18 +167,6 @@ impl Repo {
             }
         }
         Ok(pinned)
-    }
-
-    fn read_pins(&self, session: &SessionId, number: u32) -> Result<(Timestamp, Vec<SessionId>), RepoError> {
-        let name = ObjectName::Session(*session, number);
-        let bytes = read_whole(&*self.store, &name, "the registration of a session")?;
-        let (keys, verifier) = (&self.keys, &self.verifier);
-        match number {
-            0 => Registration::decode(&bytes, session, keys, verifier).map(|object| (object.created, object.pins)),
-            _ => Acknowledgement::decode(&bytes, session, number, keys, verifier)
-                .map(|object| (object.created, object.pins)),
-        }
-        .map_err(object_error("opening", &name))
     }
 
     fn read_hold(&self, session: &SessionId, label: &str) -> Result<Hold, RepoError> {

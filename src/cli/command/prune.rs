@@ -89,18 +89,18 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
         format_bytes(total),
         count(report.used.packs, "pack", "packs"),
     ))?;
-    let would = |done: &str, would: &str| {
+    let verb = |done: &str, would: &str| {
         if args.dry_run {
-            format!("would be {would}")
+            would.to_owned()
         } else {
             done.to_owned()
         }
     };
     if report.unused.packs > 0 {
         let mut line = format!(
-            "{} that nothing needs {}",
-            packs(report.unused),
-            would("condemned", "condemned")
+            "{} {} that nothing needs",
+            verb("condemned", "would condemn"),
+            packs(report.unused)
         );
         if report.orphaned.packs > 0 {
             line.push_str(&format!(
@@ -112,9 +112,9 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
     }
     if report.rewritten.packs > 0 {
         output.say(format!(
-            "{} {}, {} copied",
+            "{} {}, copying {}",
+            verb("rewrote", "would rewrite"),
             packs(report.rewritten),
-            would("rewritten", "rewritten"),
             format_bytes(report.bytes_copied)
         ))?;
     }
@@ -129,7 +129,7 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
     }
     if report.rescued > 0 {
         output.say(format!(
-            "{} copied out of condemned packs, because snapshots need them after all",
+            "copied {} out of condemned packs, because snapshots need them after all",
             count(report.rescued, "chunk", "chunks")
         ))?;
     }
@@ -137,7 +137,7 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
         return Ok(());
     }
     if report.deleted.packs > 0 {
-        output.say(format!("{} deleted", packs(report.deleted)))?;
+        output.say(format!("deleted {}", packs(report.deleted)))?;
     }
     if report.waiting.packs > 0 {
         output.say(format!(
