@@ -38,7 +38,7 @@ Keep it healthy:
   repo check          audit the repository
   snapshot forget     forget old snapshots, by a policy or by name
   snapshot hold       keep one whatever the policy says; snapshot release
-  repo prune          give back the space of forgotten snapshots
+  repo prune          give back the space of forgotten snapshots; repo undelete
   repo info, stats    format and keys; sizes
 
 Options:
@@ -236,6 +236,16 @@ taken note of that, which takes a quarter of an hour at most: at once if none is
 Whatever is missing or cannot be read stops it before anything is deleted."
     )]
     Prune(PruneArgs),
+    /// Bring forgotten snapshots back, as long as their data has not been deleted
+    #[command(
+        after_help = "Examples:\n  larder repo undelete\n  larder repo undelete 3caafa55\n\n\
+Without a snapshot, it lists what was forgotten. A snapshot that is brought back gets a new id. `repo prune` deletes at once what nothing\n\
+needs, unless it is given --grace: then there is that much time."
+    )]
+    Undelete {
+        /// Forgotten snapshots, by id
+        snapshots: Vec<String>,
+    },
     /// List, add and remove passwords and key files
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Key(KeyCommand),

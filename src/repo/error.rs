@@ -108,6 +108,11 @@ impl RepoError {
         matches!(self.kind(), Kind::Damage | Kind::Tamper)
     }
 
+    /// Whether the error says that the store has no room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, RepoError::Store { source, .. } if source.class == Failure::Full)
+    }
+
     /// Whether the error says that nothing can be had from the store just now.
     pub fn is_outage(&self) -> bool {
         let RepoError::Store { source, .. } = self else {

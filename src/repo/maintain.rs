@@ -173,6 +173,8 @@ impl Repo {
     /// # Errors
     /// When the store fails.
     pub fn fence(&self, session: &SessionId) -> Result<bool, RepoError> {
+        // For the number of the fence.
+        self.sync_outcomes(&mut HistoryState::default())?;
         end_session_of_another(self, session, End::Fence)
     }
 }

@@ -56,14 +56,21 @@ impl Repo {
         let body = dropped
             .encode(&self.keys, &self.signer, host::random())
             .map_err(object_error("sealing", &name))?;
-        match self
-            .store
-            .create(&store_key(&name), Bytes::from(body))
-            .map_err(store_error("writing the mark that a snapshot is forgotten"))?
-        {
-            // Somebody else has dropped it meanwhile.
-            Created::New | Created::Exists => Ok(()),
+        let body = Bytes::from(body);
+        let create = || {
+            self.store
+                .create(&store_key(&name), body.clone())
+                .map_err(store_error("writing the mark that a snapshot is forgotten"))
+        };
+        match create() {
+            // Forgetting is how room is made.
+            Err(error) if error.is_full() && self.store.give_up_reserve() => create(),
+            created => created,
         }
+        .map(|created| match created {
+            // Somebody else has dropped it meanwhile.
+            Created::New | Created::Exists => (),
+        })
     }
 
     /// Holds a snapshot, until a time or for ever. Returns the hold's name, which is never used again: readers remember

@@ -218,6 +218,10 @@ impl<S: Store> Store for FaultStore<S> {
         self.inner.sweep()
     }
 
+    fn give_up_reserve(&self) -> bool {
+        self.inner.give_up_reserve()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -582,6 +582,56 @@ fn packs_wait_for_their_time() {
     assert!(report.deleted.packs > 0 && report.waiting.packs == 0, "{report:?}");
 }
 
+/// What was forgotten comes back as long as it is there: before a prune, and while its packs wait.
+#[test]
+fn forgotten_snapshot_comes_back_until_its_data_is_deleted() {
+    let yard = Yard::with_nights();
+    let night = yard.nights[1].0;
+    yard.forget(1);
+    let (store, cache) = yard.fork();
+    let bring_back = |store: &MemoryStore, cache: &Path| {
+        let repo = try_open(Arc::new(store.clone()), cache, &admin()).unwrap();
+        let forgotten = prune::undelete::forgotten(&repo).unwrap();
+        assert_eq!(
+            forgotten.iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(),
+            [night]
+        );
+        prune::undelete::run(&repo, &forgotten[0], 1, &Progress::default())
+    };
+    let before = pack_bytes(&store);
+    let back = bring_back(&store, &cache).unwrap();
+    assert_eq!(pack_bytes(&store), before, "nothing had to be copied");
+    let also = BTreeMap::from([(back, yard.nights[1].1.clone())]);
+    let all = &yard.ids([0, 2]) | &BTreeSet::from([back]);
+    assert_eq!(yard.assert_restores(&store, "forgotten", &also), all);
+
+    // Condemned, and not deleted yet; on a machine that knows nothing, too.
+    let patient = prune::Options {
+        grace: std::time::Duration::from_secs(7 * 86_400),
+        ..prune_options()
+    };
+    let report = prune_with(Arc::new(yard.store.clone()), &yard.cache(), &patient).unwrap();
+    assert!(report.waiting.packs > 0);
+    let (deleted, deleted_cache) = yard.fork();
+    for fresh in [true, false] {
+        let (store, cache) = yard.fork();
+        let machine = if fresh { yard.fresh() } else { cache.clone() };
+        let back = bring_back(&store, &machine).unwrap();
+        let also = BTreeMap::from([(back, yard.nights[1].1.clone())]);
+        let all = &yard.ids([0, 2]) | &BTreeSet::from([back]);
+        assert_eq!(yard.assert_restores(&store, "condemned", &also), all);
+        let report = prune_all(Arc::new(store.clone()), &cache).unwrap();
+        assert!(report.deleted.packs > 0 && report.rescued == 0, "{report:?}");
+        assert_eq!(yard.assert_restores(&store, "pruned after all", &also), all);
+    }
+
+    // Deleted.
+    prune_all(Arc::new(deleted.clone()), &deleted_cache).unwrap();
+    let error = bring_back(&deleted, &deleted_cache).unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused, "{}", check::chain(&error));
+    assert_eq!(yard.assert_sound(&deleted, "deleted"), yard.ids([0, 2]));
+}
+
 /// A session that has been silent for long is ended; what it had uploaded can be used or goes. If it wakes up, it publishes nothing.
 #[test]
 fn silent_session_is_fenced_and_its_orphans_go() {
@@ -836,4 +886,88 @@ fn a_key_without_the_role_may_not_prune() {
     let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
     let error = prune::run(&repo, &prune_options(), &Progress::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Auth);
+}
+
+/// Of two copies, the one in a pack that was damaged when it was read last is not the one that is kept.
+#[test]
+fn sound_copy_is_kept_and_not_the_damaged_one() {
+    let yard = Yard::with_nights();
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.cache(), &admin()).unwrap();
+    // Everything once more, by another session: two copies of each chunk.
+    let other = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    drop(repo);
+    let blind = {
+        let input = backup::Input::Paths {
+            roots: vec![yard.source()],
+            walk: WalkOptions::default(),
+            excludes: ExcludesBuilder::default(),
+        };
+        let options = backup::Options {
+            threads: 1,
+            parent: backup::ParentChoice::None,
+            deltas: false,
+            ..options()
+        };
+        // What it cannot find it stores anew.
+        other.index.set_incomplete();
+        for pack in packs_of(&other) {
+            other.index.mark_absent(&pack).unwrap();
+        }
+        backup::run(&other, input, &options, &Progress::default()).unwrap()
+    };
+    assert!(blind.snapshot.is_some());
+    drop(other);
+    let first: Vec<StoreKey> = keys(&yard.store, "data/").into_keys().collect();
+    // Bits rot in every data pack of the first machine; a check sees it.
+    let own: Vec<StoreKey> = first
+        .iter()
+        .filter(|key| key.as_str().contains(&tag_of(&yard.nights[0].0)))
+        .cloned()
+        .collect();
+    assert!(
+        !own.is_empty() && own.len() < first.len(),
+        "{} of {}",
+        own.len(),
+        first.len()
+    );
+    for key in &own {
+        let mut bytes = yard.store.read(key, larder::edge::store::Part::Whole).unwrap().to_vec();
+        for at in (200..bytes.len().min(900_000)).step_by(5_000) {
+            bytes[at] ^= 1;
+        }
+        yard.store.remove(std::slice::from_ref(key)).unwrap();
+        assert_eq!(
+            yard.store.create(key, bytes.into()).unwrap(),
+            larder::edge::store::Created::New
+        );
+    }
+    let everything = check::Options {
+        read_data: Some(check::Subset::All),
+        threads: 1,
+        ..Default::default()
+    };
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.cache(), &admin()).unwrap();
+    let report = check::run(&repo, &everything, &Progress::default()).unwrap();
+    assert!(!report.findings.is_empty());
+    drop(repo);
+    yard.forget(0);
+    yard.forget(1);
+    yard.prune();
+    // What was sound stays: the newest night can be read as before.
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &admin()).unwrap();
+    let report = check::run(&repo, &everything, &Progress::default()).unwrap();
+    assert_eq!(report.damaged_files_total, 0, "{:?}", report.damaged_files);
+}
+
+fn packs_of(repo: &Repo) -> Vec<larder::pure::id::PackId> {
+    repo.sync_history().unwrap();
+    repo.sync_index().unwrap();
+    let mut packs = Vec::new();
+    repo.index.packs(&mut |pack| packs.push(pack.pack)).unwrap();
+    packs
+}
+
+/// How names show whose session made a pack.
+fn tag_of(session: &SessionId) -> String {
+    larder::pure::id::to_hex(&session.0[..4])
 }

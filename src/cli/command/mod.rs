@@ -31,6 +31,7 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Stats) => repo::stats(context),
         Command::Repo(RepoCommand::Check(args)) => repo::check(context, &args),
         Command::Repo(RepoCommand::Prune(args)) => prune::run(context, &args),
+        Command::Repo(RepoCommand::Undelete { snapshots }) => prune::undelete(context, &snapshots),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),
         Command::Restore(args) => restore::run(context, &args),

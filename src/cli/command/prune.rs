@@ -1,14 +1,15 @@
-//! `repo prune`.
+//! `repo prune` and `repo undelete`.
 
 use crate::cli::args::PruneArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
 use crate::cli::output::{count, printable};
-use crate::ops::prune::{self, Options, Packs, Report};
+use crate::ops::prune::{self, Options, Packs, Report, undelete};
 use crate::pure::base::size::format_bytes;
 use crate::pure::plan::prune::RepackLimits;
 use crate::repo::maintain::OpenSession;
+use crate::repo::snapshots::{Snapshot, short_id};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -150,6 +151,78 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
         output.say("nothing to give back")?;
     }
     Ok(())
+}
+
+/// Lists what was forgotten, or brings it back.
+pub fn undelete(context: &Context, names: &[String]) -> Result<(), Failure> {
+    let repo = context.repo()?;
+    let forgotten = undelete::forgotten(&repo).doing("listing what was forgotten")?;
+    let output = &context.output;
+    if names.is_empty() {
+        if output.json {
+            let row = |snapshot: &Snapshot| {
+                json!({
+                    "id": snapshot.id.to_string(), "short_id": short_id(&snapshot.id), "time": rfc3339(snapshot.manifest.start),
+                    "host": snapshot.manifest.source.host, "source": snapshot.manifest.source.label,
+                })
+            };
+            let rows: Vec<Value> = forgotten.iter().map(row).collect();
+            return output.json(&json!({"type": "forgotten", "version": 1, "snapshots": rows}));
+        }
+        for snapshot in &forgotten {
+            let source = &snapshot.manifest.source;
+            output.line(format!(
+                "{}  {}  {}  {}",
+                short_id(&snapshot.id),
+                local_time(snapshot.manifest.start),
+                printable(source.host.as_bytes()),
+                printable(source.label.as_bytes())
+            ))?;
+        }
+        return output.say(count(
+            forgotten.len() as u64,
+            "forgotten snapshot",
+            "forgotten snapshots",
+        ));
+    }
+    let threads = context.threads_with_packs(&repo)?;
+    // All names first: half of them brought back is not what was asked for.
+    let chosen: Vec<&Snapshot> = names
+        .iter()
+        .map(|name| named(&forgotten, name))
+        .collect::<Result<_, _>>()?;
+    for snapshot in chosen {
+        let new = context
+            .run("bringing back", |progress| {
+                undelete::run(&repo, snapshot, threads, progress)
+            })
+            .doing("bringing a snapshot back")?;
+        if output.json {
+            output.json(&json!({
+                "type": "undeleted", "version": 1, "was": snapshot.id.to_string(), "snapshot": new.to_string(),
+            }))?;
+        } else {
+            output.say(format!(
+                "snapshot {} is back as {}",
+                short_id(&snapshot.id),
+                short_id(&new)
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn named<'s>(forgotten: &'s [Snapshot], name: &str) -> Result<&'s Snapshot, Failure> {
+    let is_meant = |snapshot: &&Snapshot| {
+        !name.is_empty() && (short_id(&snapshot.id).starts_with(name) || snapshot.id.to_string().starts_with(name))
+    };
+    let mut meant = forgotten.iter().filter(is_meant);
+    match (meant.next(), meant.next()) {
+        (Some(snapshot), None) => Ok(snapshot),
+        (None, _) => Err(Failure::usage(format!("no forgotten snapshot matches {name:?}"))
+            .with_hint("`larder repo undelete` lists those that were forgotten")),
+        (Some(_), Some(_)) => Err(Failure::usage(format!("{name:?} is ambiguous")).with_hint("give more digits")),
+    }
 }
 
 /// What has to happen before the rest can be deleted.

@@ -171,6 +171,10 @@ impl<S: Store> Store for CountingStore<S> {
         self.inner.sweep()
     }
 
+    fn give_up_reserve(&self) -> bool {
+        self.inner.give_up_reserve()
+    }
+
     fn set_conditional(&self, conditional: bool) {
         self.inner.set_conditional(conditional);
     }

@@ -184,6 +184,10 @@ impl<S: Store> Store for LimitedStore<S> {
         self.inner.sweep()
     }
 
+    fn give_up_reserve(&self) -> bool {
+        self.inner.give_up_reserve()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -38,6 +38,12 @@ const DROP_CACHE_BYTES_MIN: usize = 4 << 20;
 /// which sets it writing at once instead of only when we wait for it. 32 MiB files on ext4, two busy cores: 120–280 MB/s
 /// without, 770–1400 MB/s with it (as much as `sync_file_range` gives).
 const WRITE_PIECE_BYTES: usize = 8 << 20;
+/// Below `tmp/`: room for the few small objects that freeing space takes. Given up when the disk is full.
+const RESERVE: &str = "tmp/reserve";
+/// Enough to condemn twenty thousand packs.
+const RESERVE_BYTES: u64 = 1 << 20;
+/// The reserve is made where there are this many times its bytes.
+const RESERVE_SHARE: u64 = 16;
 /// Files under `tmp/` older than this belong to nobody.
 const TMP_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Reading a file whole is limited to what an object can be (format-spec, "Limits").
@@ -84,12 +90,30 @@ impl LocalStore {
             // Somebody else may sweep at the same time.
             let Ok(stat) = rustix::fs::lstat(&path) else { continue };
             let age = i128::from(now.0) - i128::from(modified(&stat).0);
-            let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+            let is_file =
+                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && path != self.root.join(RESERVE);
             if is_file && age > TMP_AGE_MAX.as_nanos() as i128 && rustix::fs::unlink(&path).is_ok() {
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    /// Keeps some room for when the disk is full, unless it nearly is. It may fail: nothing but comfort depends on it.
+    fn keep_reserve(&self) {
+        let path = self.root.join(RESERVE);
+        // Blocks of 512 bytes: the file is empty, and its space is taken all the same.
+        let size = rustix::fs::lstat(&path).map_or(0, |stat| stat.st_blocks.cast_unsigned().saturating_mul(512));
+        let free = rustix::fs::statvfs(&self.root).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        if size >= RESERVE_BYTES || free < RESERVE_SHARE * RESERVE_BYTES {
+            return;
+        }
+        let _ = rustix::fs::unlink(&path);
+        let Ok(file) = open_new(&path) else { return };
+        let reserved = retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES));
+        if reserved.is_err() {
+            let _ = rustix::fs::unlink(&path);
+        }
     }
 
     fn is_conditional(&self) -> bool {
@@ -521,7 +545,9 @@ impl Store for LocalStore {
         // The mark comes last: before it there is no repository.
         sync_directory(&self.root).map_err(failed)?;
         make(&self.root.join(MARK)).map_err(failed)?;
-        sync_directory(&self.root).map_err(failed)
+        sync_directory(&self.root).map_err(failed)?;
+        self.keep_reserve();
+        Ok(())
     }
 
     fn probe(&self) -> Result<Abilities, StoreError> {
@@ -549,7 +575,12 @@ impl Store for LocalStore {
     }
 
     fn sweep(&self) -> Result<u64, StoreError> {
+        self.keep_reserve();
         self.sweep_tmp()
+    }
+
+    fn give_up_reserve(&self) -> bool {
+        rustix::fs::unlink(self.root.join(RESERVE)).is_ok()
     }
 
     fn set_conditional(&self, conditional: bool) {
@@ -811,12 +842,34 @@ mod tests {
             Created::Exists
         );
         store.probe().expect("probing");
-        assert_eq!(
-            std::fs::read_dir(directory.path().join("repo/tmp"))
-                .expect("listing")
-                .count(),
-            0
-        );
+        assert_eq!(in_tmp(&directory), ["reserve"]);
+    }
+
+    fn in_tmp(directory: &tempfile::TempDir) -> Vec<String> {
+        let entries = std::fs::read_dir(directory.path().join("repo/tmp")).expect("listing");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn room_is_kept_given_up_once_and_made_again() {
+        let (directory, store) = store();
+        let reserve = directory.path().join("repo").join(RESERVE);
+        let blocks = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&reserve).expect("the reserve"));
+        assert!(blocks() * 512 >= RESERVE_BYTES, "{}", blocks());
+        assert!(store.give_up_reserve() && !reserve.exists());
+        assert!(!store.give_up_reserve());
+        store.sweep().expect("sweeping");
+        assert!(blocks() * 512 >= RESERVE_BYTES, "{}", blocks());
+        let mut listed = 0;
+        store
+            .list(&Prefix::new("").expect("a prefix"), &mut |_| listed += 1)
+            .expect("listing");
+        assert_eq!(listed, 0, "it is no object");
     }
 
     #[test]
@@ -871,10 +924,11 @@ mod tests {
             last_access: time,
             last_modification: time,
         };
-        rustix::fs::utimensat(CWD, tmp.join("old"), &times, AtFlags::empty()).expect("setting the time");
+        for name in ["old", "reserve"] {
+            rustix::fs::utimensat(CWD, tmp.join(name), &times, AtFlags::empty()).expect("setting the time");
+        }
         assert_eq!(store.sweep_tmp().expect("sweeping"), 1);
-        assert!(tmp.join("new").exists());
-        assert_eq!(std::fs::read_dir(&tmp).expect("listing").count(), 1);
+        assert_eq!(in_tmp(&directory), ["new", "reserve"]);
     }
 
     #[test]

@@ -195,6 +195,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn sweep(&self) -> Result<u64, StoreError> {
         Ok(0)
     }
+    /// Gives up room that was kept for a full disk, so that what frees space can be written. True if there was some.
+    fn give_up_reserve(&self) -> bool {
+        false
+    }
     /// Says whether creating may rest on the store's own "create if absent": what `probe` found when the repository was made,
     /// and its configuration says since. Without it, creating looks first and compares afterwards.
     fn set_conditional(&self, conditional: bool);
@@ -248,6 +252,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     }
     fn sweep(&self) -> Result<u64, StoreError> {
         (**self).sweep()
+    }
+    fn give_up_reserve(&self) -> bool {
+        (**self).give_up_reserve()
     }
     fn set_conditional(&self, conditional: bool) {
         (**self).set_conditional(conditional)

@@ -146,11 +146,23 @@ fn ask_for(repo: &Repo, packs: &[PackInfo], lost: &mut Lost, report: &mut Report
         repo.store
             .stat(&store_key(&pack_name(pack.kind, pack.pack, pack.session)))
     });
+    let is_missing =
+        |answer: &Result<Stat, StoreError>| answer.as_ref().is_err_and(|error| error.class == Failure::NotFound);
+    if answers.iter().any(is_missing) {
+        // Somebody may be pruning.
+        repo.sync_condemned()?;
+    }
     for (pack, answer) in packs.iter().zip(answers) {
         match answer {
             Ok(stat) => compare_size(repo, pack, stat.size, lost, report)?,
             Err(error) if error.class == Failure::NotFound => {
-                is_lost(repo, pack, "it is missing".into(), lost, report)?;
+                let now = repo.index.pack(&pack.pack)?;
+                if now.is_some_and(|now| now.state == PackState::Condemned) {
+                    report.packs -= 1;
+                    lost.add_deleted(pack.pack);
+                } else {
+                    is_lost(repo, pack, "it is missing".into(), lost, report)?;
+                }
             }
             Err(error) => return Err(store_error("looking for a pack")(error).into()),
         }

@@ -3,7 +3,7 @@
 use super::copy::{Copied, rewrite};
 use super::mark::Marker;
 use super::sessions::{nanos, sessions, store_time};
-use super::survey::{Account, ListedPack, Standing, Survey, list_packs};
+use super::survey::{Account, ListedPack, Standing, Survey, all_condemned, list_packs};
 use super::{Options, Report, out_of_order, refuse_homeless, sync_index, unexpected};
 use crate::edge::host;
 use crate::ops::{OpError, Progress};
@@ -11,7 +11,7 @@ use crate::pure::base::Timestamp;
 use crate::pure::format::condemn::{CondemnKind, Condemnation, CondemnedPack};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
-use crate::pure::id::{PackId, SessionId};
+use crate::pure::id::SessionId;
 use crate::pure::plan::prune::{PackUse, packs_to_rewrite};
 use crate::pure::protocol::maintain::{Action, Event, Finish, MaintenanceProtocol, Purpose};
 use crate::repo::error::object_error;
@@ -277,10 +277,7 @@ fn orphans(
     open: &[OpenSession],
     now: Timestamp,
 ) -> Result<Vec<CondemnedPack>, OpError> {
-    let mut known: HashSet<PackId> = HashSet::new();
-    for generation in repo.index.known_gcs()? {
-        known.extend(repo.index.condemned_by(&generation)?);
-    }
+    let mut known = all_condemned(repo)?;
     known.extend(
         survey
             .packs

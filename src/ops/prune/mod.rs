@@ -15,6 +15,7 @@ mod mark;
 mod sessions;
 mod survey;
 mod sweep;
+pub mod undelete;
 
 use super::{OpError, Progress};
 use crate::pure::base::{Explain, Kind, Timestamp};
@@ -104,6 +105,16 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
             hint: "install a newer version of larder",
         });
     }
+    match condemn_and_sweep(repo, options, progress) {
+        // Freeing space takes a little of it.
+        Err(OpError::Repo(error)) if error.is_full() && repo.store.give_up_reserve() => {
+            condemn_and_sweep(repo, options, progress)
+        }
+        done => done,
+    }
+}
+
+fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
     let mut report = Report::default();
     let mut marker = Marker::new(repo, options.threads);
     condemn::run(repo, options, &mut marker, &mut report, progress)?;

@@ -147,18 +147,25 @@ impl Survey {
             let place = listed.binary_search_by_key(pack, |listed| listed.pack).ok()?;
             Some(listed[place].size)
         };
+        // From the condemnations themselves: what they name is deleted, whatever the row of the pack says.
+        let condemned = all_condemned(repo)?;
         let mut packs: Vec<Account> = Vec::new();
         let mut unlisted = Vec::new();
         repo.index.packs(&mut |info| {
             let is_there = size_of(&info.pack) == Some(u64::from(info.size));
             let is_sound = info.verified.is_none_or(|ledger| ledger.sound);
             let standing = match info.state {
+                _ if condemned.contains(&info.pack) => match is_there {
+                    true => Standing::Condemned,
+                    false => Standing::Useless,
+                },
                 PackState::Live | PackState::Absent if is_there && is_sound => Standing::Stays,
                 PackState::Live | PackState::Absent if is_there => Standing::Damaged,
                 PackState::Condemned if is_there => Standing::Condemned,
                 _ => Standing::Useless,
             };
-            if info.state == PackState::Live && size_of(&info.pack).is_none() {
+            let is_condemned = condemned.contains(&info.pack);
+            if info.state == PackState::Live && !is_condemned && size_of(&info.pack).is_none() {
                 unlisted.push(packs.len());
             }
             packs.push(Account {
@@ -269,6 +276,18 @@ impl Survey {
     }
 }
 
+/// The packs that any generation names.
+///
+/// # Errors
+/// When the index fails.
+pub(super) fn all_condemned(repo: &Repo) -> Result<HashSet<PackId>, OpError> {
+    let mut condemned = HashSet::new();
+    for generation in repo.index.known_gcs()? {
+        condemned.extend(repo.index.condemned_by(&generation)?);
+    }
+    Ok(condemned)
+}
+
 fn place(packs: &[Account], handle: u32) -> Option<usize> {
     packs.binary_search_by_key(&handle, |account| account.handle).ok()
 }
@@ -294,13 +313,12 @@ fn choose(packs: &[Account], copies: &[IndexedChunk], needs_full: bool) -> Choic
         .iter()
         .filter_map(|copy| Some((rank(&copy)?, copy)))
         .min_by_key(|(rank, _)| *rank);
-    if let Some((_, copy)) = best {
-        return Choice::Keep(*copy);
-    }
     let condemned = copies.iter().find(|copy| standing(copy) == Standing::Condemned);
-    match condemned.map(|copy| blob_type(copy.stored_as)) {
-        Some(ty) => Choice::Rescue(ty),
-        None => Choice::Nowhere,
+    match (best, condemned) {
+        (Some(((0 | 1, ..), copy)), _) | (Some((_, copy)), None) => Choice::Keep(*copy),
+        // The condemned copy may be the only one that can be read.
+        (_, Some(copy)) => Choice::Rescue(blob_type(copy.stored_as)),
+        (None, None) => Choice::Nowhere,
     }
 }
 
@@ -385,5 +403,75 @@ fn each_needed(
     match failed {
         Some(error) => Err(error),
         None => pass(None, &copies),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packs() -> Vec<Account> {
+        let standings = [
+            Standing::Stays,
+            Standing::Stays,
+            Standing::Damaged,
+            Standing::Condemned,
+            Standing::Useless,
+        ];
+        let account = |(handle, standing): (usize, Standing)| Account {
+            handle: handle as u32,
+            pack: PackId([handle as u8; 16]),
+            session: SessionId([1; 16]),
+            kind: PackKind::Data,
+            size: 1000,
+            standing,
+            is_described: true,
+            live: 0,
+            live_blobs: 0,
+        };
+        standings.into_iter().enumerate().map(account).collect()
+    }
+
+    /// Copies in these packs; a negative number stands for a delta.
+    fn chosen(copies: &[i32], needs_full: bool) -> Option<Result<u32, BlobType>> {
+        let copies: Vec<IndexedChunk> = copies
+            .iter()
+            .map(|pack| IndexedChunk {
+                id: ChunkId([7; 32]),
+                pack: pack.unsigned_abs() % 10,
+                offset: 64,
+                stored_as: if *pack < 0 { StoredAs::Delta } else { StoredAs::Data },
+                stored_len: 100,
+            })
+            .collect();
+        match choose(&packs(), &copies, needs_full) {
+            Choice::Keep(copy) => Some(Ok(copy.pack)),
+            Choice::Rescue(ty) => Some(Err(ty)),
+            Choice::Nowhere => None,
+        }
+    }
+
+    #[test]
+    fn the_copy_that_is_kept_is_full_sound_and_in_a_pack_that_stays() {
+        // Ten stands for pack 0, so that it can be negative.
+        assert_eq!(chosen(&[1, 10], false), Some(Ok(0)), "the older one, always");
+        assert_eq!(chosen(&[-10, 1], false), Some(Ok(1)), "full before delta");
+        assert_eq!(
+            chosen(&[2, -1], false),
+            Some(Ok(1)),
+            "a sound delta before what was damaged"
+        );
+        assert_eq!(chosen(&[2, 4], false), Some(Ok(2)), "damaged before nothing");
+        assert_eq!(chosen(&[-10, 2], true), Some(Ok(2)), "a base is a full copy");
+        assert_eq!(chosen(&[4, 3], false), Some(Err(BlobType::Data)), "copied out");
+        assert_eq!(
+            chosen(&[2, 3], false),
+            Some(Err(BlobType::Data)),
+            "what is condemned may be the only sound copy"
+        );
+        assert_eq!(chosen(&[10, 3], false), Some(Ok(0)));
+        assert_eq!(chosen(&[4], false), None);
+        assert_eq!(chosen(&[-10], true), None);
+        assert_eq!(chosen(&[], false), None);
     }
 }

@@ -436,6 +436,39 @@ fn a_full_repository_disk_is_5_and_older_snapshots_stay_whole() {
     );
 }
 
+/// A disk without a free byte: forgetting and pruning make room, and the next backup goes through.
+#[test]
+fn a_full_repository_disk_can_be_pruned() {
+    let place = Place::new();
+    let Some(_mount) = Mount::new(place.path("small"), "40m") else {
+        eprintln!("SKIPPED a_full_repository_disk_can_be_pruned: mounting a tmpfs needs root");
+        return;
+    };
+    let run = |arguments: &[&str]| {
+        ran(place
+            .command(arguments)
+            .env("LARDER_REPO", place.path("small/repo"))
+            .output()
+            .unwrap())
+    };
+    run(&["repo", "init"]).expect(0);
+    std::fs::write(place.path("source/large"), noise(12_000_000)).unwrap();
+    run(&["backup", "source"]).expect(0);
+    std::fs::remove_file(place.path("source/large")).unwrap();
+    run(&["backup", "source"]).expect(0);
+    // To the last byte.
+    let mut fill = std::fs::File::create(place.path("small/fill")).unwrap();
+    for piece in [1 << 20, 4096, 1] {
+        let piece = vec![1u8; piece];
+        while std::io::Write::write_all(&mut fill, &piece).is_ok() {}
+    }
+    run(&["backup", "source"]).expect(5);
+    run(&["snapshot", "forget", "--keep-last", "1", "--prune"]).expect(0);
+    run(&["backup", "source"]).expect(0);
+    run(&["restore", "latest", "--target", "out", "--verify"]).expect(0);
+    run(&["repo", "check", "--read-data"]).expect(0);
+}
+
 #[test]
 fn a_read_only_repository_disk_is_5_to_write_and_fine_to_read() {
     let place = Place::new();
