@@ -232,7 +232,8 @@ What --read-data has verified is remembered on this machine; subsets by share or
     #[command(
         after_help = "Examples:\n  larder repo prune --dry-run\n  larder repo prune\n  larder repo prune --max-unused 20% --max-repack 50G\n\n\
 Backups go on meanwhile, here and on other machines. What no snapshot needs is condemned first, and deleted when every running backup has\n\
-taken note of that, which takes a quarter of an hour at most: at once if none is running, otherwise by the next prune.\n\
+taken note of that: at once if none is running, otherwise by a later prune (a backup looks every quarter of an hour, and one that\n\
+uses such a pack itself only lets go of it when it ends).\n\
 Whatever is missing or cannot be read stops it before anything is deleted."
     )]
     Prune(PruneArgs),

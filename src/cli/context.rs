@@ -19,7 +19,7 @@ use crate::pure::format::blob::RAW_BYTES_MAX;
 use crate::pure::format::config::Config;
 use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
-use crate::repo::snapshots::{Broken, Filter, HistoryState, Snapshot, short_id};
+use crate::repo::snapshots::{Broken, Filter, HistoryState, Snapshot};
 use jiff::tz::TimeZone;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -243,7 +243,7 @@ impl Context {
         if snapshot.is_partial() {
             self.output.warn(format!(
                 "{} is a checkpoint: it holds only what a run had done by {}",
-                short_id(&snapshot.id),
+                snapshot.id.short(),
                 local_time(manifest.end)
             ));
         } else if text.starts_with("latest")
@@ -258,7 +258,7 @@ impl Context {
             self.output.note(format!(
                 "a later run did not end; what it had done by {} is in checkpoint {}",
                 local_time(newer.manifest.end),
-                short_id(&newer.id)
+                newer.id.short()
             ));
         }
     }

@@ -114,13 +114,7 @@ impl Plan {
     /// # Errors
     /// The first gap, or the error of the first object that cannot be used.
     pub fn require_sound(&mut self) -> Result<(), OpError> {
-        if let Some(gap) = self.history.gaps.first() {
-            return Err(RepoError::Gap { what: gap.clone() }.into());
-        }
-        if !self.history.broken.is_empty() {
-            return Err(self.history.broken.swap_remove(0).1.into());
-        }
-        Ok(())
+        Ok(self.history.require_sound()?)
     }
 }
 

@@ -66,7 +66,20 @@ pub fn add(repo: &Repo, label: &str, duty: Duty, credential: &Credential) -> Res
         })
         .into());
     }
-    if label.is_empty() || repo.grant.kid_table.iter().any(|row| row.label == label) {
+    if label.is_empty() {
+        return Err(OpError::Usage(
+            "a key needs a label, for instance the name of its machine".into(),
+        ));
+    }
+    // Adding one that was interrupted leaves a row of a key that the configuration does not have: that is nobody's label.
+    let is_holder = |row: &&KidRow| repo.verifier.writer(&row.kid).is_some();
+    if repo
+        .grant
+        .kid_table
+        .iter()
+        .filter(is_holder)
+        .any(|row| row.label == label)
+    {
         return Err(OpError::Usage(format!(
             "there is a key with the label {label:?} already; choose another one"
         )));
@@ -100,27 +113,32 @@ pub fn add(repo: &Repo, label: &str, duty: Duty, credential: &Credential) -> Res
     )?;
     let name = ObjectName::Protector(kid, 0);
     create_new(&*repo.store, &name, protector.encode(), "the new key")?;
-    let written = write_grants(repo, &row, duty, &signer).and_then(|()| {
-        let body = Bytes::from(config.encode(&repo.signer));
-        let created = repo
-            .store
-            .create(&store_key(&ObjectName::Config(config.sequence)), body)
-            .map_err(store_error("writing the configuration"))?;
-        match created {
-            Created::New => Ok(()),
-            Created::Exists => Err(OpError::Refused {
+    let published = write_grants(repo, &row, duty, &signer).and_then(|()| publish(repo, &config));
+    match published {
+        Ok(true) => {}
+        // Without the configuration it opens nothing. Left there, it would only be tried at every unlock.
+        Ok(false) => {
+            let _ = repo.store.remove(&[store_key(&name)]);
+            return Err(OpError::Refused {
                 what: "somebody else has changed the configuration at the same moment, so no key was added".into(),
                 hint: "run the command again".into(),
-            }),
+            });
         }
-    });
-    if let Err(error) = written {
-        // Without the configuration it opens nothing. Left there, it would only be tried at every unlock.
-        let _ = repo.store.remove(&[store_key(&name)]);
-        return Err(error);
+        // The configuration may have been written all the same, and then the key needs its protector.
+        Err(error) => return Err(error),
     }
     confirm(repo, &name, credential, &secret)?;
     Ok(kid)
+}
+
+/// Writes the next configuration. False if somebody else has written one.
+fn publish(repo: &Repo, config: &Config) -> Result<bool, OpError> {
+    let name = store_key(&ObjectName::Config(config.sequence));
+    let created = repo
+        .store
+        .create(&name, Bytes::from(config.encode(&repo.signer)))
+        .map_err(store_error("writing the configuration"))?;
+    Ok(created == Created::New)
 }
 
 /// No two holders may have the same tag, which is how names show whose session it is.

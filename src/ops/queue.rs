@@ -1,5 +1,6 @@
 //! Work that leads to more work, for several threads: what was added last is done first, so that little waits.
 
+use super::OpError;
 use parking_lot::{Condvar, Mutex};
 
 /// Tasks that wait, and how many are being done.
@@ -79,6 +80,21 @@ impl<T> Drop for Taken<'_, T> {
         state.stopped |= std::thread::panicking();
         self.queue.changed.notify_all();
     }
+}
+
+/// Runs `work` on so many threads, and waits for all of them.
+///
+/// # Errors
+/// The error of one that failed.
+pub(in crate::ops) fn on_threads(threads: usize, work: impl Fn() -> Result<(), OpError> + Sync) -> Result<(), OpError> {
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let ends: Vec<_> = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        ends.into_iter().collect()
+    })
 }
 
 #[cfg(test)]

@@ -39,10 +39,8 @@ impl Repo {
     pub fn forgotten(&self) -> Result<HashSet<SessionId>, RepoError> {
         let mut state = HistoryState::default();
         let forgotten = self.list_forgotten(&mut state)?;
-        match state.broken.pop() {
-            Some((_, error)) => Err(error),
-            None => Ok(forgotten),
-        }
+        state.require_sound()?;
+        Ok(forgotten)
     }
 
     /// Lists `sess/` and then `snap/`; returns the sessions that have not ended, with what they say.
@@ -113,12 +111,7 @@ impl Repo {
     /// When the store cannot be listed, an outcome cannot be used, or the history has a gap (I-8).
     pub fn all_snapshots_without_doubt(&self) -> Result<Vec<SessionId>, RepoError> {
         let mut state = self.sync_history_to_write()?;
-        if let Some((_, error)) = state.broken.pop() {
-            return Err(error);
-        }
-        if let Some(what) = state.gaps.pop() {
-            return Err(RepoError::Gap { what });
-        }
+        state.require_sound()?;
         self.check_links()?;
         let voided = self.voided()?;
         let is_snapshot = |kind| matches!(kind, OutcomeKind::Commit | OutcomeKind::Checkpoint);

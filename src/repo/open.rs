@@ -430,6 +430,10 @@ impl Locked {
         let verifier = self.config.verifier();
         let grant_key = grant::grant_key(&kid_secret, &repo);
         let (grant, grant_number) = self.open_grant(&kid, &grant_key, &verifier)?;
+        // What a key signs that the configuration does not have, nobody would accept: adding it was interrupted.
+        if verifier.writer(&kid).is_none() {
+            return Err(RepoError::NoGrant);
+        }
         // On a machine that has never been here, the grant is what remembers how far the configuration had come.
         if grant.config_sequence > self.config.sequence {
             return Err(RepoError::ConfigRollback {
@@ -559,7 +563,12 @@ impl Locked {
             .map(|(name, _)| name)
             .collect();
         let last = self.index.recall("last-protector")?.unwrap_or_default();
-        names.sort_by_key(|name| name.to_string().into_bytes() != last);
+        // Those of holders that the configuration has come first: one password may open both, and the others are worth nothing.
+        let is_holder = |kid: &KeyId| self.config.writers.iter().any(|writer| writer.kid == *kid);
+        names.sort_by_key(|name| {
+            let is_stray = matches!(name, ObjectName::Protector(kid, _) if !is_holder(kid));
+            (is_stray, name.to_string().into_bytes() != last)
+        });
         let tried_max = match credential {
             Credential::Password(_) => PASSWORDS_TRIED_MAX,
             Credential::KeyFile(_) => KEY_FILES_TRIED_MAX,

@@ -9,6 +9,7 @@ use super::presence::Presence;
 use crate::edge::host;
 use crate::edge::store::{Created, Store};
 use crate::pure::base::memory::{META_PACKS_AT_ONCE, data_packs_at_once};
+use crate::pure::compress::Compressor;
 use crate::pure::crypto::{BlobKey, Domain, KeyRing, ObjectClass, Secret, Slot};
 use crate::pure::format::blob::{self, BlobType, Codec, Opened, Opener, Padding};
 use crate::pure::format::config::Config;
@@ -344,6 +345,18 @@ impl PackWriter {
     pub fn begin(frame: &mut Vec<u8>, codec: Codec, raw_len: u32) {
         frame.clear();
         blob::begin_frame(frame, SLOT, codec, raw_len);
+    }
+
+    /// Begins the frame of a full copy and appends the payload, compressed if that makes it smaller.
+    pub fn begin_full(frame: &mut Vec<u8>, compressor: &mut Compressor, raw: &[u8]) -> Codec {
+        let raw_len = raw.len() as u32;
+        PackWriter::begin(frame, Codec::Zstd, raw_len);
+        if compressor.compress(raw, frame) {
+            return Codec::Zstd;
+        }
+        PackWriter::begin(frame, Codec::Raw, raw_len);
+        frame.extend_from_slice(raw);
+        Codec::Raw
     }
 
     /// Seals a claimed blob and puts it into an open pack. `frame` was begun with `codec` and `raw_len` and holds the payload.

@@ -360,11 +360,23 @@ impl<'r> BlobReader<'r> {
         opener: &mut Opener,
         out: &mut Vec<u8>,
     ) -> Result<(), RepoError> {
+        self.fetch_sound(ty, id, place, opener, out).map(drop)
+    }
+
+    /// As [`Self::read_copy`]; returns the frame that was opened.
+    fn fetch_sound(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<Bytes, RepoError> {
         let mut attempt = 1;
         loop {
             let frame = self.fetch_frame(place)?;
             match self.open(ty, id, place, &frame, opener, out) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(frame),
                 Err(error) if attempt == READS_BEFORE_DAMAGE => return Err(error),
                 Err(_) => {
                     attempt += 1;
@@ -400,32 +412,6 @@ impl<'r> BlobReader<'r> {
         }
     }
 
-    /// Reads one copy, a delta against `base`, the plaintext of its base.
-    ///
-    /// # Errors
-    /// When the copy cannot be fetched, or does not open with this base.
-    pub fn read_delta(
-        &self,
-        id: &ChunkId,
-        place: &ChunkPlace,
-        base: &[u8],
-        opener: &mut Opener,
-        out: &mut Vec<u8>,
-    ) -> Result<(), RepoError> {
-        let frame = self.fetch_frame(place)?;
-        let key = self.blob_key(place, &frame)?;
-        let name = pack_name(place.kind, place.pack, place.session);
-        let damaged = || object_error("opening a chunk of", &name);
-        let opened =
-            blob::open_frame(&frame, &key, &self.repo.keys, BlobType::Data, id, opener, out).map_err(damaged())?;
-        match opened {
-            Opened::Done => Ok(()),
-            Opened::NeedsBase { .. } => {
-                blob::finish_delta(&opened, base, &self.repo.keys, id, opener, out).map_err(damaged())
-            }
-        }
-    }
-
     /// Reads one copy, verifies it, and begins another frame with what is in it, coded as it is.
     ///
     /// # Errors
@@ -438,8 +424,7 @@ impl<'r> BlobReader<'r> {
         opener: &mut Opener,
         out: &mut Vec<u8>,
     ) -> Result<(Codec, u32), RepoError> {
-        self.read_copy(ty, id, place, opener, out)?;
-        let frame = self.fetch_frame(place)?;
+        let frame = self.fetch_sound(ty, id, place, opener, out)?;
         let key = self.blob_key(place, &frame)?;
         let name = pack_name(place.kind, place.pack, place.session);
         let repo = self.repo.keys.repo();

@@ -88,6 +88,22 @@ pub struct HistoryState {
     pub notes: Vec<String>,
 }
 
+impl HistoryState {
+    /// Fails if what was listed may not be all there is: doubt stops deletion (I-8).
+    ///
+    /// # Errors
+    /// The first gap, or the error of the first object that cannot be used.
+    pub fn require_sound(&mut self) -> Result<(), RepoError> {
+        if let Some(what) = self.gaps.first().cloned() {
+            return Err(RepoError::Gap { what });
+        }
+        match self.broken.is_empty() {
+            true => Ok(()),
+            false => Err(self.broken.swap_remove(0).1),
+        }
+    }
+}
+
 /// How a snapshot is chosen beside its name.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -336,7 +352,7 @@ impl Repo {
                 state.notes.push(format!(
                     "{} says that it is from {} hours after the repository received it: the clock of its machine was wrong, or \
                      that of the store is",
-                    short_id(&outcome.session),
+                    outcome.session.short(),
                     ahead / HOUR_NS
                 ));
             }
@@ -926,7 +942,7 @@ impl Repo {
         match partial {
             Some(newest) if broken.is_empty() => Err(RepoError::OnlyCheckpoints {
                 text: text.to_owned(),
-                newest: short_id(&newest),
+                newest: newest.short(),
             }),
             _ => Ok(None),
         }
@@ -958,7 +974,7 @@ impl Repo {
         if found.len() > 1 {
             return Err(RepoError::AmbiguousSnapshot {
                 text: text.to_owned(),
-                candidates: found.iter().rev().map(|snapshot| short_id(&snapshot.id)).collect(),
+                candidates: found.iter().rev().map(|snapshot| snapshot.id.short()).collect(),
             });
         }
         Ok(found.pop())
@@ -984,11 +1000,6 @@ fn is_absent(error: &RepoError) -> bool {
 /// version or this key cannot open.
 fn concerns_one_object(error: &RepoError) -> bool {
     error.is_damage() || matches!(error, RepoError::Object { .. })
-}
-
-/// The digits of a snapshot id that people see ([`SessionId::short`]).
-pub fn short_id(id: &SessionId) -> String {
-    id.short()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! flipped does not. `LARDER_DAMAGE_STRIDE=n` takes every n-th bit and length only (default 512 in the ordinary test, 1 in the
 //! exhaustive one, which scripts/nightly runs); deletions and exchanges are always all done.
 
-use crate::story::{noise, options, tree};
+use crate::story::{noise, options, restore_options, tree};
 use bytes::Bytes;
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
@@ -25,7 +25,6 @@ use larder::repo::open::{self, Credential, LocalOptions, create_new};
 use larder::repo::session::Session;
 use larder::repo::snapshots::Filter;
 use larder::source::files::{ExcludesBuilder, WalkOptions};
-use larder::target::files::{MetaPolicy, Overwrite};
 use larder::testing::small::SmallRepo;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -334,17 +333,12 @@ fn restore_to(
     verify: bool,
 ) -> Result<restore::Report, OpError> {
     let options = restore::Options {
-        snapshot: find(repo, id)?,
-        path: Some(source.as_os_str().as_encoded_bytes().to_vec()),
-        target: target.to_owned(),
-        selection: restore::Selection::default(),
-        delete: false,
-        overwrite: Overwrite::IfChanged,
         verify,
-        dry_run: false,
-        owners: restore::OwnerMap::default(),
-        fetch: restore::fetch_share(true, 1),
-        policy: MetaPolicy::sensible(),
+        ..restore_options(
+            find(repo, id)?,
+            Some(source.as_os_str().as_encoded_bytes().to_vec()),
+            target.to_owned(),
+        )
     };
     restore::run(repo, &options, &Progress::default())
 }

@@ -6,7 +6,7 @@
 //! Failing "from then on" is a crash: the process writes nothing more. Its memory is gone with the `Repo`; its local
 //! state stays (a crash) or goes as well (a new disk).
 
-use crate::story::{noise, options, tree};
+use crate::story::{noise, options, restore_options, tree};
 use larder::edge::host;
 use larder::edge::store::{Part, Prefix, Store, StoreKey, memory::MemoryStore};
 use larder::ops::{OpError, Progress, backup, check, dump, forget, restore, tag};
@@ -26,7 +26,6 @@ use larder::repo::open::{self, Credential, LocalOptions, create_new};
 use larder::repo::session::Session;
 use larder::repo::snapshots::replaced;
 use larder::source::files::{ExcludesBuilder, WalkOptions};
-use larder::target::files::{MetaPolicy, Overwrite};
 use larder::testing::fault_store::{Fault, FaultStore};
 use larder::testing::small::SmallRepo;
 use std::collections::BTreeMap;
@@ -36,15 +35,16 @@ use std::time::Instant;
 
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
-fn admin() -> Credential {
+pub fn admin() -> Credential {
     Credential::KeyFile(Secret::new([7; 32]))
 }
 
-fn writer() -> Credential {
+/// A key of another machine, which may write and read, and neither forget nor prune.
+pub fn writer() -> Credential {
     Credential::KeyFile(Secret::new([8; 32]))
 }
 
-fn scratch() -> tempfile::TempDir {
+pub fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
         tempfile::tempdir_in(memory).unwrap()
@@ -53,7 +53,7 @@ fn scratch() -> tempfile::TempDir {
     }
 }
 
-fn try_open(store: Arc<dyn Store>, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
+pub fn try_open(store: Arc<dyn Store>, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
     let options = LocalOptions {
         cache_dir: cache.to_owned(),
         index: IndexShare::with_filter(1 << 20),
@@ -272,19 +272,11 @@ impl Scene {
         for snapshot in snapshots {
             let (id, is_partial) = (snapshot.id, snapshot.is_partial());
             let target = cache.join("restored");
-            let options = restore::Options {
+            let options = restore_options(
                 snapshot,
-                path: Some(self.source().as_os_str().as_encoded_bytes().to_vec()),
-                target: target.clone(),
-                selection: restore::Selection::default(),
-                delete: false,
-                overwrite: Overwrite::IfChanged,
-                verify: false,
-                dry_run: false,
-                owners: restore::OwnerMap::default(),
-                fetch: restore::fetch_share(true, 1),
-                policy: MetaPolicy::sensible(),
-            };
+                Some(self.source().as_os_str().as_encoded_bytes().to_vec()),
+                target.clone(),
+            );
             let report = restore::run(&repo, &options, &Progress::default()).unwrap();
             assert_eq!(
                 (report.damaged_total, report.failed_total),

@@ -1,7 +1,7 @@
 //! Trees that no larder would write: somebody with a key made them, or a defect did. They are refused as damage by everything that
 //! reads them, and nothing is written outside of the target (format-spec chapter 12.1; catalogue H1, H2).
 
-use crate::story::{World, credential, options, tree};
+use crate::story::{World, credential, options, restore_options, tree};
 use larder::edge::host;
 use larder::edge::store::{Store, memory::MemoryStore};
 use larder::ops::look::{self, Appetite};
@@ -22,7 +22,7 @@ use larder::repo::pack_writer::{Claim, CurrentWriter, PackWriter};
 use larder::repo::reader::TreeReader;
 use larder::repo::session::{OutcomeLabel, Session};
 use larder::repo::snapshots::Snapshot;
-use larder::target::files::{MetaPolicy, Overwrite};
+use larder::target::files::Overwrite;
 use larder::testing::small::SmallRepo;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -155,17 +155,8 @@ fn publish(world: &World, kind: RootKind, entries: &BTreeMap<Vec<u8>, EntryKind>
 
 fn restored(repo: &Repo, snapshot: &Snapshot, path: Option<&[u8]>, target: &Path) -> Result<restore::Report, OpError> {
     let options = restore::Options {
-        snapshot: snapshot.clone(),
-        path: path.map(<[u8]>::to_vec),
-        target: target.to_owned(),
-        selection: restore::Selection::default(),
-        delete: false,
         overwrite: Overwrite::Always,
-        verify: false,
-        dry_run: false,
-        owners: restore::OwnerMap::default(),
-        fetch: restore::fetch_share(true, 1),
-        policy: MetaPolicy::sensible(),
+        ..restore_options(snapshot.clone(), path.map(<[u8]>::to_vec), target.to_owned())
     };
     restore::run(repo, &options, &Progress::default())
 }

@@ -1,13 +1,12 @@
 //! Giving space back (format-spec chapter 16.3): what no snapshot needs goes, whatever else goes on at the time, and nothing else does.
 
-use crate::fault::copy_dir;
-use crate::story::{noise, options, tree};
+use crate::fault::{admin, copy_dir, scratch, try_open, writer};
+use crate::story::{noise, options, restore_options, tree};
 use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Prefix, Store, StoreKey};
 use larder::ops::holders::{self, Duty};
-use larder::ops::{OpError, Progress, backup, check, prune, restore};
-use larder::pure::base::memory::IndexShare;
+use larder::ops::{OpError, Progress, backup, check, hold, prune, restore};
 use larder::pure::base::{Explain, Kind, Timestamp};
 use larder::pure::chunk::Profile;
 use larder::pure::crypto::Secret;
@@ -17,11 +16,10 @@ use larder::pure::format::name::ObjectName;
 use larder::pure::format::session::SessionRole;
 use larder::pure::id::SessionId;
 use larder::pure::plan::prune::RepackLimits;
-use larder::repo::open::{self, Credential, LocalOptions, create_new, store_key};
+use larder::repo::open::{Credential, create_new, store_key};
 use larder::repo::session::Session;
 use larder::repo::{Repo, RepoError};
 use larder::source::files::{ExcludesBuilder, WalkOptions};
-use larder::target::files::{MetaPolicy, Overwrite};
 use larder::testing::fault_store::{Fault, FaultStore};
 use larder::testing::small::SmallRepo;
 use std::cell::Cell;
@@ -31,24 +29,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
-
-fn admin() -> Credential {
-    Credential::KeyFile(Secret::new([7; 32]))
-}
-
-/// A key of another machine, which may write and read, and neither forget nor prune.
-fn writer() -> Credential {
-    Credential::KeyFile(Secret::new([8; 32]))
-}
-
-fn try_open(store: Arc<dyn Store>, cache: &Path, credential: &Credential) -> Result<Repo, RepoError> {
-    let options = LocalOptions {
-        cache_dir: cache.to_owned(),
-        index: IndexShare::with_filter(1 << 20),
-        node_cache_bytes_max: 1 << 20,
-    };
-    open::connect(store, options)?.unlock(credential)
-}
 
 fn back_up(
     store: Arc<dyn Store>,
@@ -129,12 +109,7 @@ struct Yard {
 
 impl Yard {
     fn new(change: impl FnOnce(&mut Config)) -> Yard {
-        let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() {
-            "/dev/shm"
-        } else {
-            "/tmp"
-        })
-        .unwrap();
+        let dir = scratch();
         std::fs::create_dir(dir.path().join("source")).unwrap();
         std::fs::create_dir(dir.path().join("other")).unwrap();
         let store = MemoryStore::new();
@@ -241,19 +216,7 @@ impl Yard {
             let id = snapshot.id;
             let root = snapshot.manifest.roots[0].path.clone();
             let target = cache.join("restored");
-            let options = restore::Options {
-                snapshot,
-                path: Some(root),
-                target: target.clone(),
-                selection: restore::Selection::default(),
-                delete: false,
-                overwrite: Overwrite::IfChanged,
-                verify: false,
-                dry_run: false,
-                owners: restore::OwnerMap::default(),
-                fetch: restore::fetch_share(true, 1),
-                policy: MetaPolicy::sensible(),
-            };
+            let options = restore_options(snapshot, Some(root), target.clone());
             let report = restore::run(&repo, &options, &Progress::default()).unwrap();
             assert_eq!(
                 (report.damaged_total, report.failed_total),
@@ -822,6 +785,157 @@ fn each_key_does_its_duty_and_no_more() {
         assert_eq!(report.deleted.packs > 0, round == 0, "{report:?}");
     }
     yard.assert_restores(&yard.store, "pruned by the maintainer", &also);
+}
+
+/// Every call of `run` fails once, and from then on. Whatever happens, the snapshots in `kept` are there and whole, and
+/// running it again, here and (after a crash) on a machine that knows nothing, comes to `done`.
+fn every_call_may_fail(
+    yard: &Yard,
+    kept: &BTreeSet<SessionId>,
+    run: &dyn Fn(Arc<dyn Store>, &Path) -> Result<(), OpError>,
+    done: &dyn Fn(&MemoryStore, &str),
+) {
+    let mut call = 0;
+    loop {
+        let mut open = false;
+        for fault in Fault::at(call) {
+            let (store, cache) = yard.fork();
+            let faulty = Arc::new(FaultStore::new(store.clone(), Some(fault)));
+            let result = run(faulty.clone(), &cache);
+            if !faulty.has_failed() {
+                result.unwrap();
+                continue;
+            }
+            open = true;
+            let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
+            if let Err(error) = &result {
+                let kind = error.kind();
+                assert!(
+                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
+                    "{when}: {}",
+                    check::chain(error)
+                );
+            }
+            assert!(yard.assert_sound(&store, &when).is_superset(kept), "{when}");
+            let mut machines = vec![cache.clone()];
+            machines.extend(fault.lasting.then(|| yard.fresh()));
+            for machine in machines {
+                let store = store.fork();
+                run(Arc::new(store.clone()), &machine)
+                    .unwrap_or_else(|error| panic!("{when}, again: {}", check::chain(&error)));
+                assert!(yard.assert_sound(&store, &when).is_superset(kept), "{when}, again");
+                done(&store, &when);
+            }
+            std::fs::remove_dir_all(&cache).unwrap();
+        }
+        if !open {
+            eprintln!("{call} calls");
+            assert!(call > 3);
+            return;
+        }
+        call += 1;
+    }
+}
+
+#[test]
+fn undelete_that_dies_loses_nothing_and_can_be_repeated() {
+    let yard = Yard::with_nights();
+    yard.forget(1);
+    let patient = prune::Options {
+        grace: std::time::Duration::from_secs(7 * 86_400),
+        ..prune_options()
+    };
+    prune_with(Arc::new(yard.store.clone()), &yard.cache(), &patient).unwrap();
+    let run = |store: Arc<dyn Store>, cache: &Path| {
+        let repo = try_open(store, cache, &admin())?;
+        let forgotten = prune::undelete::forgotten(&repo)?;
+        prune::undelete::run(&repo, &forgotten[0], 1, &Progress::default()).map(drop)
+    };
+    let done = |store: &MemoryStore, when: &str| {
+        let cache = yard.fresh();
+        let repo = try_open(Arc::new(store.clone()), &cache, &admin()).unwrap();
+        repo.sync_history().unwrap();
+        let roots = |id: &SessionId| repo.snapshot(id).unwrap().manifest.roots;
+        let wanted = roots(&yard.nights[1].0);
+        let back = repo.snapshots().unwrap();
+        assert!(back.iter().any(|snapshot| roots(&snapshot.id) == wanted), "{when}");
+    };
+    every_call_may_fail(&yard, &yard.ids([0, 2]), &run, &done);
+}
+
+#[test]
+fn fencing_that_dies_loses_nothing_and_can_be_repeated() {
+    let yard = Yard::with_nights();
+    let writing = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    let session = Session::begin(&writing, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    yard.forget(1);
+    let options = prune::Options {
+        end_sessions: vec![session.id()],
+        ..prune_options()
+    };
+    let run = |store: Arc<dyn Store>, cache: &Path| prune_with(store, cache, &options).map(drop);
+    let done = |store: &MemoryStore, when: &str| {
+        let name = store_key(&ObjectName::Outcome(session.id()));
+        assert!(keys(store, "snap/").contains_key(&name), "{when}");
+    };
+    every_call_may_fail(&yard, &yard.ids([0, 2]), &run, &done);
+}
+
+#[test]
+fn adding_a_key_that_dies_locks_nobody_out_and_can_be_repeated() {
+    let yard = Yard::with_nights();
+    let key = Credential::KeyFile(Secret::new([21; 32]));
+    let run = |store: Arc<dyn Store>, cache: &Path| {
+        let repo = try_open(store, cache, &admin())?;
+        match holders::add(&repo, "web1", Duty::Backup, &key) {
+            // The reply was lost: it was added.
+            Err(OpError::Usage(_)) => Ok(()),
+            added => added.map(drop),
+        }
+    };
+    let (other, content) = other_source(&yard);
+    let done = |store: &MemoryStore, when: &str| {
+        let cache = yard.fresh();
+        let made = back_up(Arc::new(store.clone()), &cache, &key, &other)
+            .unwrap_or_else(|error| panic!("{when}, the new key: {}", check::chain(&error)));
+        let also = BTreeMap::from([(made.snapshot.unwrap(), content.clone())]);
+        yard.assert_restores(store, when, &also);
+    };
+    every_call_may_fail(&yard, &yard.ids([0, 1, 2]), &run, &done);
+}
+
+#[test]
+fn holding_and_releasing_that_die_can_be_repeated() {
+    let yard = Yard::with_nights();
+    let night = yard.nights[0].0;
+    let later = Timestamp(host::now().0 + 3_600_000_000_000);
+    let open = |store: Arc<dyn Store>, cache: &Path| -> Result<Repo, OpError> {
+        let repo = try_open(store, cache, &admin())?;
+        repo.sync_history()?;
+        Ok(repo)
+    };
+    let holds = |store: &MemoryStore| {
+        let repo = open(Arc::new(store.clone()), &yard.fresh()).unwrap();
+        let mut ends: Vec<_> = repo
+            .holds(&mut Vec::new())
+            .unwrap()
+            .iter()
+            .map(|hold| hold.until)
+            .collect();
+        ends.dedup();
+        ends
+    };
+    let all = yard.ids([0, 1, 2]);
+    let hold = |store: Arc<dyn Store>, cache: &Path| hold::hold(&open(store, cache)?, &night, None, "the auditors");
+    every_call_may_fail(&yard, &all, &hold, &|store, when| {
+        assert_eq!(holds(store), [None], "{when}")
+    });
+    hold(Arc::new(yard.store.clone()), &yard.cache()).unwrap();
+    let release =
+        |store: Arc<dyn Store>, cache: &Path| hold::release(&open(store, cache)?, &night, Some(later)).map(drop);
+    every_call_may_fail(&yard, &all, &release, &|store, when| {
+        assert_eq!(holds(store), [Some(later)], "{when}");
+    });
 }
 
 /// Two machines with one key publish under one number: prune goes on if every link leads somewhere, and refuses if one does not.

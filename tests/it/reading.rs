@@ -1,7 +1,7 @@
 //! Reading back when something is wrong: bad sectors, lost nodes, several copies, machines that know too little or too much.
 //! What can be had comes back, what cannot is named, and an outage is never called damage.
 
-use crate::story::{World, credential, noise, options, tree};
+use crate::story::{World, credential, noise, options, restore_options, tree};
 use bytes::Bytes;
 use larder::edge::store::{
     Abilities, Created, Failure, Listed, Part, Prefix, Stat, Store, StoreError, StoreKey, memory::MemoryStore,
@@ -21,7 +21,7 @@ use larder::repo::open::{self, LocalOptions};
 use larder::repo::reader::{BlobReader, TreeReader};
 use larder::repo::snapshots::{Filter, Snapshot};
 use larder::source::files::{ExcludesBuilder, WalkOptions};
-use larder::target::files::{MetaPolicy, Overwrite};
+use larder::target::files::Overwrite;
 use larder::testing::fault_store::FaultStore;
 use larder::testing::small::SmallRepo;
 use parking_lot::Mutex;
@@ -159,17 +159,8 @@ impl Ward {
         let snapshot = latest(&repo);
         let target = self.dir.path().join(to);
         let mut options = restore::Options {
-            snapshot,
-            path: None,
-            target: target.clone(),
-            selection: restore::Selection::default(),
-            delete: false,
-            overwrite: Overwrite::IfChanged,
-            verify: false,
-            dry_run: false,
-            owners: restore::OwnerMap::default(),
             fetch: restore::fetch_share(true, 2),
-            policy: MetaPolicy::sensible(),
+            ..restore_options(snapshot, None, target.clone())
         };
         change(&mut options);
         let report = restore::run(&repo, &options, &Progress::default()).unwrap();

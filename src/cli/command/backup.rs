@@ -13,7 +13,7 @@ use crate::ops::backup::{self, Input, Interval, Options, ParentChoice, Report};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::repo::Repo;
-use crate::repo::snapshots::{Filter, short_id};
+use crate::repo::snapshots::Filter;
 use crate::source::SourceError;
 use crate::source::files::{ExcludesBuilder, WalkOptions};
 use crate::source::stream::Stream;
@@ -337,10 +337,10 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
     }
     let parent = report
         .parent
-        .map_or_else(String::new, |parent| format!(", after {}", short_id(&parent)));
+        .map_or_else(String::new, |parent| format!(", after {}", parent.short()));
     output.say(format!(
         "snapshot {} saved in {}{parent}",
-        short_id(&snapshot),
+        snapshot.short(),
         took(started.elapsed())
     ))
 }
@@ -348,7 +348,7 @@ fn tell(context: &Context, report: &Report, started: Instant) -> Result<(), Fail
 fn verdict(report: &Report) -> Result<(), Failure> {
     let named = report
         .snapshot
-        .map_or_else(|| "a snapshot".to_owned(), |id| format!("snapshot {}", short_id(&id)));
+        .map_or_else(|| "a snapshot".to_owned(), |id| format!("snapshot {}", id.short()));
     // The graver of the two: a source that cannot be read is an everyday matter beside snapshots that vanish.
     if let Some(gap) = report.gaps.first() {
         return Err(Failure::new(Kind::Tamper, format!("{named} was saved, but the history of this repository has a gap: {gap}"))

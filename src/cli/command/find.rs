@@ -11,7 +11,7 @@ use crate::ops::look;
 use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::EntryKind;
 use crate::repo::reader::TreeReader;
-use crate::repo::snapshots::{Snapshot, short_id};
+use crate::repo::snapshots::Snapshot;
 use crate::source::files::{Excludes, ExcludesBuilder};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -72,7 +72,7 @@ pub fn run(context: &Context, args: &FindArgs) -> Result<(), Failure> {
         });
         match closed {
             Some(failure) => return Err(failure),
-            None => listed.doing(format!("searching snapshot {}", short_id(&snapshot.id)))?,
+            None => listed.doing(format!("searching snapshot {}", snapshot.id.short()))?,
         }
     }
     Ok(())
@@ -86,7 +86,7 @@ fn heading(context: &Context, snapshot: &Snapshot, first: bool) -> Result<(), Fa
     let source = &snapshot.manifest.source;
     context.output.say(format!(
         "snapshot {} of {}, {} on {}:",
-        short_id(&snapshot.id),
+        snapshot.id.short(),
         local_time(snapshot.manifest.start),
         printable(source.label.as_bytes()),
         printable(source.host.as_bytes())

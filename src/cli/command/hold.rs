@@ -61,23 +61,18 @@ pub fn release(context: &Context, text: &str, after: Option<Duration>, filter: &
 }
 
 /// Returns the holds that are not past. What cannot be used is told, and put into `broken` if it is not there.
-pub fn active(context: &Context, repo: &Repo, broken: &mut Broken) -> Vec<KnownHold> {
+///
+/// # Errors
+/// When holds cannot be listed.
+pub fn active(context: &Context, repo: &Repo, broken: &mut Broken) -> Result<Vec<KnownHold>, Failure> {
     let mut found = Broken::new();
-    let mut holds = match repo.holds(&mut found) {
-        Ok(holds) => holds,
-        Err(error) => {
-            context
-                .output
-                .warn(format!("holds are not shown: {}", crate::ops::check::chain(&error)));
-            return Vec::new();
-        }
-    };
+    let mut holds = repo.holds(&mut found).doing("listing the holds")?;
     found.retain(|(name, _)| !broken.iter().any(|(other, _)| other == name));
     context.tell_broken(&found);
     broken.append(&mut found);
     let now = host::now();
     holds.retain(|hold| hold.is_active(now));
-    holds
+    Ok(holds)
 }
 
 fn of<'h>(holds: &'h [KnownHold], id: &SessionId) -> impl Iterator<Item = &'h KnownHold> + use<'h> {

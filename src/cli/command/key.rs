@@ -11,10 +11,12 @@ use crate::cli::output::printable;
 use crate::edge::host;
 use crate::ops::holders::{self, Duty};
 use crate::ops::keys;
+use crate::pure::base::{Explain, Kind};
 use crate::pure::crypto::{Secret, paper};
 use crate::repo::Repo;
 use crate::repo::open::Credential;
 use serde_json::json;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use zeroize::Zeroizing;
 
@@ -156,9 +158,16 @@ fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure>
     };
     let credential = new_credential(args.new_password_file.as_deref(), args.new_key_file.as_deref())?;
     let added = holders::add(&repo, &args.label, duty, &credential);
-    if let (Err(_), Some(path)) = (&added, &args.new_key_file) {
-        // It opens nothing; left there, it would be mistaken for a key.
-        let _ = std::fs::remove_file(path);
+    if let (Err(error), Some(path)) = (&added, &args.new_key_file) {
+        if matches!(error.kind(), Kind::Usage | Kind::Refused | Kind::Auth) {
+            // It opens nothing; left there, it would be mistaken for a key.
+            let _ = std::fs::remove_file(path);
+        } else {
+            context.output.note(format!(
+                "{} was kept: the key may have been added all the same; `larder --key-file` with it shows whether it was",
+                printable(path.as_os_str().as_bytes())
+            ));
+        }
     }
     let kid = added.doing("adding a key")?;
     if context.output.json {

@@ -6,10 +6,11 @@ use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
 use crate::cli::output::{count, printable};
 use crate::ops::prune::{self, Options, Packs, Report, undelete};
+use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
 use crate::pure::plan::prune::RepackLimits;
 use crate::repo::maintain::OpenSession;
-use crate::repo::snapshots::{Snapshot, short_id};
+use crate::repo::snapshots::Snapshot;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -35,9 +36,29 @@ pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
         .run("pruning", |progress| prune::run(&repo, &options, progress))
         .doing("pruning")?;
     if context.output.json {
-        context.output.json(&report_json(&report, args, started))
+        context.output.json(&report_json(&report, args, started))?;
     } else {
-        tell(context, &report, args)
+        tell(context, &report, args)?;
+    }
+    verdict(&report)
+}
+
+/// What was to be rewritten and could not be read is damage, whatever else went well.
+fn verdict(report: &Report) -> Result<(), Failure> {
+    match report.damaged.first() {
+        None => Ok(()),
+        Some(pack) => Err(Failure::new(
+            Kind::Damage,
+            format!(
+                "{} cannot be read, {pack} among them, and were left as they are",
+                count(
+                    report.damaged.len() as u64,
+                    "pack that was to be rewritten",
+                    "packs that were to be rewritten"
+                )
+            ),
+        )
+        .with_hint("`larder repo check --read-data` says which files and snapshots are hit")),
     }
 }
 
@@ -59,7 +80,8 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "chunks_rescued": report.rescued, "deleted": packs_json(report.deleted), "waiting": packs_json(report.waiting),
         "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
         "deletable_at": report.deletable_at.map(rfc3339),
-        "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(), "notes": report.notes,
+        "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })
 }
@@ -162,7 +184,7 @@ pub fn undelete(context: &Context, names: &[String]) -> Result<(), Failure> {
         if output.json {
             let row = |snapshot: &Snapshot| {
                 json!({
-                    "id": snapshot.id.to_string(), "short_id": short_id(&snapshot.id), "time": rfc3339(snapshot.manifest.start),
+                    "id": snapshot.id.to_string(), "short_id": snapshot.id.short(), "time": rfc3339(snapshot.manifest.start),
                     "host": snapshot.manifest.source.host, "source": snapshot.manifest.source.label,
                 })
             };
@@ -173,7 +195,7 @@ pub fn undelete(context: &Context, names: &[String]) -> Result<(), Failure> {
             let source = &snapshot.manifest.source;
             output.line(format!(
                 "{}  {}  {}  {}",
-                short_id(&snapshot.id),
+                snapshot.id.short(),
                 local_time(snapshot.manifest.start),
                 printable(source.host.as_bytes()),
                 printable(source.label.as_bytes())
@@ -202,11 +224,7 @@ pub fn undelete(context: &Context, names: &[String]) -> Result<(), Failure> {
                 "type": "undeleted", "version": 1, "was": snapshot.id.to_string(), "snapshot": new.to_string(),
             }))?;
         } else {
-            output.say(format!(
-                "snapshot {} is back as {}",
-                short_id(&snapshot.id),
-                short_id(&new)
-            ))?;
+            output.say(format!("snapshot {} is back as {}", snapshot.id.short(), new.short()))?;
         }
     }
     Ok(())
@@ -214,7 +232,7 @@ pub fn undelete(context: &Context, names: &[String]) -> Result<(), Failure> {
 
 fn named<'s>(forgotten: &'s [Snapshot], name: &str) -> Result<&'s Snapshot, Failure> {
     let is_meant = |snapshot: &&Snapshot| {
-        !name.is_empty() && (short_id(&snapshot.id).starts_with(name) || snapshot.id.to_string().starts_with(name))
+        !name.is_empty() && (snapshot.id.short().starts_with(name) || snapshot.id.to_string().starts_with(name))
     };
     let mut meant = forgotten.iter().filter(is_meant);
     match (meant.next(), meant.next()) {

@@ -9,7 +9,6 @@ use crate::edge::store::location::Location;
 use crate::ops::restore::{self, Options, OwnerMap, Report, Selection};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
-use crate::repo::snapshots::short_id;
 use crate::target::files::{MetaPolicy, Overwrite};
 use serde_json::json;
 use std::os::unix::ffi::OsStrExt;
@@ -28,7 +27,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         context.output.warn(format!(
             "this snapshot is incomplete: some of the source could not be read when it was made ({}); see `larder snapshot show {}`",
             count(problems, "problem", "problems"),
-            short_id(&id)
+            id.short()
         ));
     }
     let mut policy = MetaPolicy::sensible();
@@ -160,7 +159,7 @@ fn summary(report: &Report, options: &Options, started: Instant) -> String {
         format_bytes(report.bytes),
         count(report.dirs, "directory", "directories"),
         count(report.others, "other entry", "other entries"),
-        short_id(&options.snapshot.id),
+        options.snapshot.id.short(),
         printable(options.target.as_os_str().as_bytes())
     );
     if report.files_unchanged > 0 {

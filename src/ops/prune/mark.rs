@@ -5,7 +5,7 @@
 
 use super::ids::IdCollector;
 use crate::ops::node_key::{NodeKey, node_key};
-use crate::ops::queue::Queue;
+use crate::ops::queue::{Queue, on_threads};
 use crate::ops::{OpError, Progress};
 use crate::pure::base::Explain;
 use crate::pure::format::blob::{BlobType, Opener};
@@ -19,7 +19,6 @@ use crate::pure::tree::list::open_node;
 use crate::pure::tree::rules;
 use crate::repo::locate::IndexLocator;
 use crate::repo::reader::BlobReader;
-use crate::repo::snapshots::short_id;
 use crate::repo::{Repo, RepoError};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -107,16 +106,7 @@ impl<'r> Marker<'r> {
             queue: Queue::new(visits.collect()),
             roots: &roots,
         };
-        let results: Vec<Result<(), OpError>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.threads)
-                .map(|_| scope.spawn(|| self.run(&work, progress)))
-                .collect();
-            workers
-                .into_iter()
-                .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        });
-        results.into_iter().collect::<Result<(), _>>()?;
+        on_threads(self.threads, || self.run(&work, progress))?;
         if progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
@@ -141,12 +131,12 @@ impl<'r> Marker<'r> {
                 Err(error) => {
                     work.queue.stop();
                     let path = String::from_utf8_lossy(&root.path);
-                    return Err(in_doubt(error, format!("{path} of snapshot {}", short_id(snapshot))));
+                    return Err(in_doubt(error, format!("{path} of snapshot {}", snapshot.short())));
                 }
             }
             if worker.ids.len() >= GATHERED {
                 self.hand_over(&mut worker.ids)?;
-                progress.set_current(format!("trees of snapshot {}", short_id(snapshot)));
+                progress.set_current(format!("trees of snapshot {}", snapshot.short()));
             }
             progress.files.fetch_add(1, Ordering::Relaxed);
         }

@@ -12,19 +12,19 @@ mod condemn;
 mod copy;
 mod ids;
 mod mark;
-mod sessions;
+mod steps;
 mod survey;
 mod sweep;
 pub mod undelete;
 
 use super::{OpError, Progress};
-use crate::pure::base::{Explain, Kind, Timestamp};
+use crate::pure::base::{Kind, Timestamp};
 use crate::pure::crypto::sign::role;
+use crate::pure::format::name::ObjectName;
 use crate::pure::id::SessionId;
 use crate::pure::plan::prune::RepackLimits;
-use crate::pure::protocol::maintain::{Action, OutOfOrder};
+use crate::repo::Repo;
 use crate::repo::maintain::OpenSession;
-use crate::repo::{Repo, RepoError};
 use mark::{CHECK_HINT, Marker};
 use std::time::Duration;
 use survey::Homeless;
@@ -86,7 +86,18 @@ pub struct Report {
     pub deletable_at: Option<Timestamp>,
     /// Sessions that had not given a sign of life for long and were ended.
     pub fenced: Vec<SessionId>,
+    /// Packs that were to be rewritten and cannot be read: they were left as they are.
+    pub damaged: Vec<ObjectName>,
     pub notes: Vec<String>,
+}
+
+/// What both halves of a run work with.
+struct Work<'r, 'a> {
+    repo: &'r Repo,
+    options: &'a Options,
+    progress: &'a Progress,
+    marker: Marker<'r>,
+    report: Report,
 }
 
 /// Prunes a repository.
@@ -115,11 +126,16 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
 }
 
 fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
-    let mut report = Report::default();
-    let mut marker = Marker::new(repo, options.threads);
-    condemn::run(repo, options, &mut marker, &mut report, progress)?;
-    sweep::run(repo, options, &mut marker, &mut report, progress)?;
-    Ok(report)
+    let mut work = Work {
+        repo,
+        options,
+        progress,
+        marker: Marker::new(repo, options.threads),
+        report: Report::default(),
+    };
+    let listed = condemn::run(&mut work)?;
+    sweep::run(&mut work, listed)?;
+    Ok(work.report)
 }
 
 /// Ends the run if something that is alive has no copy anywhere.
@@ -139,29 +155,4 @@ fn refuse_homeless(homeless: &Homeless) -> Result<(), OpError> {
         kind: Kind::Damage,
         hint: CHECK_HINT,
     })
-}
-
-/// Takes the index as it is in the repository; it has to be complete.
-fn sync_index(repo: &Repo) -> Result<(), OpError> {
-    let mut sync = repo.sync_index()?;
-    let trouble = match (sync.broken.pop(), sync.missing.pop()) {
-        (Some((name, error)), _) => (format!("{name} cannot be used"), Some(error)),
-        (None, Some(name)) => (format!("{name} is missing"), None),
-        (None, None) => return Ok(()),
-    };
-    let (what, source) = trouble;
-    Err(OpError::InDoubt {
-        what,
-        kind: source.as_ref().map_or(Kind::Damage, RepoError::kind),
-        source: source.map(Box::new),
-        hint: CHECK_HINT,
-    })
-}
-
-fn out_of_order(error: OutOfOrder) -> OpError {
-    RepoError::Internal(error.to_string()).into()
-}
-
-fn unexpected(action: &Action) -> OpError {
-    RepoError::Internal(format!("unexpected {action:?} in maintenance")).into()
 }

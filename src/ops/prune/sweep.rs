@@ -1,154 +1,102 @@
 //! The second half: deleting what was condemned, when nobody can refer to it any more.
 
 use super::copy::rescue;
-use super::mark::Marker;
-use super::sessions::{nanos, sessions, store_time};
-use super::survey::{ListedPack, Survey, list_packs};
-use super::{Options, Packs, Report, out_of_order, refuse_homeless, sync_index, unexpected};
+use super::steps::{Ground, finish, nanos, publish, reach_ground, unexpected};
+use super::survey::{ListedPack, Survey, all_condemned, list_packs};
+use super::{Packs, Report, Work, refuse_homeless};
 use crate::edge::store::StoreKey;
-use crate::ops::{OpError, Progress};
+use crate::ops::OpError;
 use crate::pure::base::Timestamp;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
 use crate::pure::id::{PackId, SessionId};
-use crate::pure::protocol::maintain::{Action, Event, Finish, MaintenanceProtocol, Purpose};
+use crate::pure::protocol::maintain::{Action, Event, MaintenanceProtocol, Purpose};
 use crate::repo::error::store_error;
 use crate::repo::open::{list_names, store_key};
 use crate::repo::session::Session;
 use crate::repo::{Repo, RepoError};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Objects deleted with one request.
 const DELETED_AT_ONCE: usize = 1000;
 
-/// Deletes what every session has acknowledged to be condemned; or says how much that is.
-pub(super) fn run(
-    repo: &Repo,
-    options: &Options,
-    marker: &mut Marker<'_>,
-    report: &mut Report,
-    progress: &Progress,
-) -> Result<(), OpError> {
-    let condemned = condemned_and_there(repo)?;
-    report.waiting = total(&condemned);
-    if condemned.is_empty() || options.dry_run {
+/// What may be deleted: the generations whose time has come, and the packs as they were listed for this.
+struct Ready {
+    protocol: MaintenanceProtocol,
+    old: HashSet<SessionId>,
+    listed: Vec<ListedPack>,
+}
+
+/// Deletes what every session has acknowledged to be condemned; or says how much that is. `listed` are the packs that there were a
+/// moment ago.
+pub(super) fn run(work: &mut Work<'_, '_>, listed: Vec<ListedPack>) -> Result<(), OpError> {
+    let repo = work.repo;
+    repo.sync_condemned()?;
+    work.report.waiting = total_among(&listed, &all_condemned(repo)?);
+    drop(listed);
+    if work.report.waiting.packs == 0 || work.options.dry_run {
         return Ok(());
     }
-    let mut session = Session::begin(repo, None, SessionRole::Sweep, options.uploads, Instant::now())?;
-    let mut protocol = MaintenanceProtocol::new(Purpose::Sweep, session.id());
-    match prepare(repo, options, marker, &mut session, &mut protocol, report, progress) {
-        Ok(old) if old.is_empty() => {
+    let mut session = Session::begin(repo, None, SessionRole::Sweep, work.options.uploads, Instant::now())?;
+    let ready = match prepare(work, &mut session) {
+        Ok(Some(ready)) => ready,
+        Ok(None) => {
             session.abandon();
-            Ok(())
+            return Ok(());
         }
-        Ok(old) => delete(repo, session, protocol, &old, report, progress),
         Err(error) => {
             session.abandon();
-            Err(error)
-        }
-    }
-}
-
-/// Steps W3 to W8. Returns the generations whose time has come; none if there is something to wait for.
-fn prepare(
-    repo: &Repo,
-    options: &Options,
-    marker: &mut Marker<'_>,
-    session: &mut Session<'_>,
-    protocol: &mut MaintenanceProtocol,
-    report: &mut Report,
-    progress: &Progress,
-) -> Result<HashSet<SessionId>, OpError> {
-    let mut open = Vec::new();
-    let mut event = Event::Begun {
-        generations: session.acknowledged(),
-    };
-    loop {
-        event = match protocol.step(event).map_err(out_of_order)? {
-            Action::ListDrops => Event::Dropped {
-                dropped: repo.forgotten()?.into_iter().collect(),
-            },
-            Action::ListSessions => {
-                open = sessions(repo, options, &session.id(), report)?;
-                Event::Sessions {
-                    unended: open.iter().map(|other| other.state.clone()).collect(),
-                }
-            }
-            Action::ListSnapshots => Event::Snapshots {
-                snapshots: repo.all_snapshots_without_doubt()?,
-            },
-            Action::Mark { live } => {
-                marker.mark(&live, progress)?;
-                session.tick()?;
-                Event::Marked
-            }
-            Action::SyncIndex => {
-                sync_index(repo)?;
-                Event::IndexSynced
-            }
-            Action::Resolve => {
-                let grace = options.grace.max(Duration::from_secs(repo.config.gc.grace_seconds));
-                let now = store_time(&open, &session.id());
-                let old = old_enough(repo, &session.acknowledged(), grace, now, report)?;
-                if old.is_empty() {
-                    return Ok(old);
-                }
-                let mut survey = Survey::begin(repo, &list_packs(repo)?)?;
-                let homeless = survey.take_in(repo, marker.ids())?;
-                refuse_homeless(&homeless)?;
-                rescue(marker.reader(), session, &homeless.rescue, progress)?;
-                report.rescued = homeless.rescue.len() as u64;
-                return Ok(old);
-            }
-            Action::Finish(Finish::Waiting(waiting)) => {
-                open.retain(|other| waiting.contains(&other.state.session));
-                report.waiting_for = open;
-                return Ok(HashSet::new());
-            }
-            action => return Err(unexpected(&action)),
-        };
-    }
-}
-
-/// Steps W9 and W10.
-fn delete(
-    repo: &Repo,
-    mut session: Session<'_>,
-    mut protocol: MaintenanceProtocol,
-    old: &HashSet<SessionId>,
-    report: &mut Report,
-    progress: &Progress,
-) -> Result<(), OpError> {
-    let id = session.id();
-    let durable = match session.make_durable() {
-        Ok(durable) => durable,
-        Err(error) => {
-            session.abandon();
-            return Err(error.into());
+            return Err(error);
         }
     };
-    report.notes.extend(session.take_notes());
-    let mut ending = Some((session, durable));
-    let mut event = Event::Resolved;
-    loop {
-        event = match protocol.step(event).map_err(out_of_order)? {
-            Action::Publish => {
-                let (session, durable) = ending.take().ok_or_else(|| unexpected(&Action::Publish))?;
-                Event::Published {
-                    ours: session.publish_maintenance(durable)?,
-                }
-            }
-            Action::Delete { mut generations } => {
-                generations.retain(|generation| old.contains(generation));
-                delete_packs(repo, &generations, report, progress)?;
-                Event::Deleted
-            }
-            Action::Finish(Finish::Done) => return Ok(()),
-            Action::Finish(Finish::Fenced) => return Err(RepoError::Fenced(id).into()),
-            action => return Err(unexpected(&action)),
-        };
+    let Ready {
+        mut protocol,
+        old,
+        listed,
+    } = ready;
+    match publish(session, &mut protocol, &mut work.report)? {
+        Action::Delete { mut generations } => {
+            generations.retain(|generation| old.contains(generation));
+            delete_packs(work, &generations, listed)?;
+        }
+        action => return Err(unexpected(&action)),
     }
+    finish(&mut protocol, Event::Deleted)
+}
+
+/// Steps W3 to W8. `None` if there is something to wait for.
+fn prepare(work: &mut Work<'_, '_>, session: &mut Session<'_>) -> Result<Option<Ready>, OpError> {
+    let ground = reach_ground(work, Purpose::Sweep, Some(session))?;
+    if ground.is_waiting {
+        work.report.waiting_for = ground.open;
+        return Ok(None);
+    }
+    let Work {
+        repo,
+        options,
+        progress,
+        marker,
+        report,
+    } = work;
+    // After the index was synced: it serves until the packs are deleted, because nobody makes a pack that is condemned already.
+    let listed = list_packs(repo)?;
+    let grace = options.grace.max(Duration::from_secs(repo.config.gc.grace_seconds));
+    let old = old_enough(repo, &session.acknowledged(), &listed, grace, &ground, report)?;
+    if old.is_empty() {
+        return Ok(None);
+    }
+    let mut survey = Survey::begin(repo, &listed)?;
+    let homeless = survey.take_in(repo, marker.ids())?;
+    refuse_homeless(&homeless)?;
+    rescue(marker.reader(), session, &homeless.rescue, progress)?;
+    report.rescued = homeless.rescue.len() as u64;
+    Ok(Some(Ready {
+        protocol: ground.protocol,
+        old,
+        listed,
+    }))
 }
 
 /// When each generation was received by the store.
@@ -167,20 +115,20 @@ fn received(repo: &Repo) -> Result<HashMap<SessionId, Option<Timestamp>>, RepoEr
 fn old_enough(
     repo: &Repo,
     generations: &[SessionId],
+    listed: &[ListedPack],
     grace: Duration,
-    now: Timestamp,
+    ground: &Ground,
     report: &mut Report,
 ) -> Result<HashSet<SessionId>, OpError> {
-    let there: HashSet<PackId> = condemned_and_there(repo)?.iter().map(|listed| listed.pack).collect();
-    let received = received(repo)?;
+    let received = match grace.is_zero() {
+        true => HashMap::new(),
+        false => received(repo)?,
+    };
     let mut old = HashSet::new();
     for generation in generations {
-        if !repo
-            .index
-            .condemned_by(generation)?
-            .iter()
-            .any(|pack| there.contains(pack))
-        {
+        let condemned = repo.index.condemned_by(generation)?;
+        let is_there = |pack: &PackId| listed.binary_search_by_key(pack, |listed| listed.pack).is_ok();
+        if !condemned.iter().any(is_there) {
             continue;
         }
         if grace.is_zero() {
@@ -192,7 +140,7 @@ fn old_enough(
             continue;
         };
         let end = Timestamp(then.0.saturating_add(nanos(grace)));
-        if end <= now {
+        if end <= ground.now {
             old.insert(*generation);
         } else {
             report.deletable_at = Some(report.deletable_at.map_or(end, |next| next.min(end)));
@@ -201,69 +149,45 @@ fn old_enough(
     Ok(old)
 }
 
-/// Deletes the packs of these generations that are there, and looks whether they are gone.
-fn delete_packs(
-    repo: &Repo,
-    generations: &[SessionId],
-    report: &mut Report,
-    progress: &Progress,
-) -> Result<(), OpError> {
-    let condemned = condemned_by(repo, generations)?;
-    let mut there = list_packs(repo)?;
-    there.retain(|listed| condemned.contains(&listed.pack));
-    for some in there.chunks(DELETED_AT_ONCE) {
-        if progress.is_cancelled() {
+/// Deletes the packs of these generations that were listed, and looks whether they are gone.
+fn delete_packs(work: &mut Work<'_, '_>, generations: &[SessionId], listed: Vec<ListedPack>) -> Result<(), OpError> {
+    let repo = work.repo;
+    let mut condemned: HashSet<PackId> = HashSet::new();
+    for generation in generations {
+        condemned.extend(repo.index.condemned_by(generation)?);
+    }
+    let mut doomed = listed;
+    doomed.retain(|listed| condemned.contains(&listed.pack));
+    for some in doomed.chunks(DELETED_AT_ONCE) {
+        if work.progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
         let keys: Vec<StoreKey> = some.iter().map(|listed| store_key(&listed.name())).collect();
         repo.store
             .remove(&keys)
             .map_err(store_error("deleting condemned packs"))?;
-        progress
-            .files
-            .fetch_add(some.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        work.progress.files.fetch_add(some.len() as u64, Ordering::Relaxed);
     }
     // What a store says it has deleted is believed when it does not list it any more.
-    let left = condemned_and_there(repo)?;
+    let left = list_packs(repo)?;
     let still: HashSet<PackId> = left.iter().map(|listed| listed.pack).collect();
-    let gone: Vec<ListedPack> = there
-        .iter()
-        .filter(|listed| !still.contains(&listed.pack))
-        .copied()
-        .collect();
-    report.deleted = total(&gone);
-    report.waiting = total(&left);
-    if gone.len() < there.len() {
-        report.notes.push(format!(
-            "the store still lists {} packs that it has deleted; the next prune tries again",
-            there.len() - gone.len()
+    let gone: HashSet<PackId> = condemned.difference(&still).copied().collect();
+    work.report.deleted = total_among(&doomed, &gone);
+    work.report.waiting = total_among(&left, &all_condemned(repo)?);
+    let undead = doomed.iter().filter(|listed| still.contains(&listed.pack)).count();
+    if undead > 0 {
+        work.report.notes.push(format!(
+            "the store still lists {undead} packs that it has deleted; the next prune tries again"
         ));
     }
     Ok(())
 }
 
-fn condemned_by(repo: &Repo, generations: &[SessionId]) -> Result<HashSet<PackId>, RepoError> {
-    let mut condemned = HashSet::new();
-    for generation in generations {
-        condemned.extend(repo.index.condemned_by(generation)?);
-    }
-    Ok(condemned)
-}
-
-/// Packs that any generation condemns and that are there.
-fn condemned_and_there(repo: &Repo) -> Result<Vec<ListedPack>, OpError> {
-    let generations = repo.sync_condemned()?;
-    let condemned = condemned_by(repo, &generations)?;
-    if condemned.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut packs = list_packs(repo)?;
-    packs.retain(|listed| condemned.contains(&listed.pack));
-    Ok(packs)
-}
-
-fn total(packs: &[ListedPack]) -> Packs {
+/// How many of the packs are among these, and their bytes.
+fn total_among(packs: &[ListedPack], among: &HashSet<PackId>) -> Packs {
     let mut total = Packs::default();
-    packs.iter().for_each(|listed| total.add(listed.size));
+    for listed in packs.iter().filter(|listed| among.contains(&listed.pack)) {
+        total.add(listed.size);
+    }
     total
 }

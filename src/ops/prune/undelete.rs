@@ -16,7 +16,7 @@ use crate::pure::id::{ChunkId, SessionId};
 use crate::repo::Repo;
 use crate::repo::pack_writer::Claim;
 use crate::repo::session::{OutcomeLabel, Session};
-use crate::repo::snapshots::{Snapshot, short_id};
+use crate::repo::snapshots::Snapshot;
 use std::time::Instant;
 
 /// Returns the snapshots that are forgotten and still known, oldest first. Some of their data may be gone.
@@ -75,7 +75,7 @@ fn gather(
     let is_gone = |_| OpError::Refused {
         what: format!(
             "snapshot {} cannot be brought back: some of it has been deleted",
-            short_id(&snapshot.id)
+            snapshot.id.short()
         ),
         hint: "restore what it held from an older or a newer snapshot, or from a copy of the repository".into(),
     };

@@ -407,6 +407,15 @@ impl Drop for Mount {
     }
 }
 
+/// A run with the repository on the mounted disk.
+fn on_small_disk(place: &Place, arguments: &[&str]) -> Ran {
+    ran(place
+        .command(arguments)
+        .env("LARDER_REPO", place.path("small/repo"))
+        .output()
+        .unwrap())
+}
+
 #[test]
 fn a_full_repository_disk_is_5_and_older_snapshots_stay_whole() {
     let place = Place::new();
@@ -414,13 +423,7 @@ fn a_full_repository_disk_is_5_and_older_snapshots_stay_whole() {
         eprintln!("SKIPPED a_full_repository_disk_is_5: mounting a tmpfs needs root");
         return;
     };
-    let run = |arguments: &[&str]| {
-        ran(place
-            .command(arguments)
-            .env("LARDER_REPO", place.path("small/repo"))
-            .output()
-            .unwrap())
-    };
+    let run = |arguments: &[&str]| on_small_disk(&place, arguments);
     run(&["repo", "init"]).expect(0);
     run(&["backup", "source"]).expect(0);
     std::fs::write(place.path("source/large"), noise(20_000_000)).unwrap();
@@ -444,13 +447,7 @@ fn a_full_repository_disk_can_be_pruned() {
         eprintln!("SKIPPED a_full_repository_disk_can_be_pruned: mounting a tmpfs needs root");
         return;
     };
-    let run = |arguments: &[&str]| {
-        ran(place
-            .command(arguments)
-            .env("LARDER_REPO", place.path("small/repo"))
-            .output()
-            .unwrap())
-    };
+    let run = |arguments: &[&str]| on_small_disk(&place, arguments);
     run(&["repo", "init"]).expect(0);
     std::fs::write(place.path("source/large"), noise(12_000_000)).unwrap();
     run(&["backup", "source"]).expect(0);
@@ -476,13 +473,7 @@ fn a_read_only_repository_disk_is_5_to_write_and_fine_to_read() {
         eprintln!("SKIPPED a_read_only_repository_disk_is_5: mounting a tmpfs needs root");
         return;
     };
-    let run = |arguments: &[&str]| {
-        ran(place
-            .command(arguments)
-            .env("LARDER_REPO", place.path("small/repo"))
-            .output()
-            .unwrap())
-    };
+    let run = |arguments: &[&str]| on_small_disk(&place, arguments);
     run(&["repo", "init"]).expect(0);
     run(&["backup", "source"]).expect(0);
     mount.make_read_only();

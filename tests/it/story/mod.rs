@@ -10,7 +10,7 @@ use larder::pure::crypto::Secret;
 use larder::pure::id::SessionId;
 use larder::repo::Repo;
 use larder::repo::open::{self, Credential, LocalOptions};
-use larder::repo::snapshots::Filter;
+use larder::repo::snapshots::{Filter, Snapshot};
 use larder::source::files::{ExcludesBuilder, WalkOptions};
 use larder::target::files::{MetaPolicy, Overwrite};
 use std::path::{Path, PathBuf};
@@ -91,17 +91,13 @@ impl World {
         let report = restore::run(
             &repo,
             &restore::Options {
-                snapshot,
-                path: Some(self.source().as_os_str().as_encoded_bytes().to_vec()),
-                target: target.clone(),
-                selection: restore::Selection::default(),
-                delete: false,
-                overwrite: Overwrite::IfChanged,
                 verify: true,
-                dry_run: false,
-                owners: restore::OwnerMap::default(),
                 fetch: restore::fetch_share(true, 2),
-                policy: MetaPolicy::sensible(),
+                ..restore_options(
+                    snapshot,
+                    Some(self.source().as_os_str().as_encoded_bytes().to_vec()),
+                    target.clone(),
+                )
             },
             &Progress::default(),
         )
@@ -126,6 +122,23 @@ impl World {
             ..check::Options::default()
         };
         check::run(&repo, &options, &Progress::default()).unwrap()
+    }
+}
+
+/// Everything below `path` (all of it, where there is none) into `target`, as a person would have it.
+pub fn restore_options(snapshot: Snapshot, path: Option<Vec<u8>>, target: PathBuf) -> restore::Options {
+    restore::Options {
+        snapshot,
+        path,
+        target,
+        selection: restore::Selection::default(),
+        delete: false,
+        overwrite: Overwrite::IfChanged,
+        verify: false,
+        dry_run: false,
+        owners: restore::OwnerMap::default(),
+        fetch: restore::fetch_share(true, 1),
+        policy: MetaPolicy::sensible(),
     }
 }
 
