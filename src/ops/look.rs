@@ -4,7 +4,6 @@ use super::OpError;
 use crate::pure::base::time::FileTime;
 use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind};
-use crate::pure::format::name::ObjectName;
 use crate::pure::format::{FormatError, Malformed};
 use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::key;
@@ -13,6 +12,7 @@ use crate::pure::tree::walk::{self, Difference};
 use crate::repo::index::ChunkPlace;
 use crate::repo::locate::{IndexLocator, Locate, RunLocator};
 use crate::repo::reader::{BlobReader, TreeReader};
+use crate::repo::runs::ListedRun;
 use crate::repo::snapshots::{HistoryState, Snapshot};
 use crate::repo::{Repo, RepoError};
 use parking_lot::{Mutex, RwLock};
@@ -121,13 +121,10 @@ impl LazyLocator<'_> {
 
     fn first_late(&self, repo: &Repo) -> Result<Late, RepoError> {
         // What is found is verified by its own seal and id, so a run serves whether it counts or not.
-        let mut runs = repo.valid_runs()?.listed;
+        let mut runs = repo.list_runs()?;
         let known = repo.index.known_runs()?;
-        let unseen: u64 = runs
-            .iter()
-            .filter(|(session, number, _)| !known.contains(&ObjectName::Run(*session, *number).to_string()))
-            .map(|(_, _, size)| size)
-            .sum();
+        let unseen = runs.iter().filter(|run| !known.contains(&run.name()));
+        let unseen: u64 = unseen.map(ListedRun::size).sum();
         if unseen <= IMPORT_BYTES_MAX {
             return import(repo);
         }
@@ -137,7 +134,8 @@ impl LazyLocator<'_> {
                 .position(|near| near == session)
                 .unwrap_or(self.near.len())
         };
-        runs.sort_by_key(|(session, number, _)| (rank(session), std::cmp::Reverse(*number)));
+        // Large ones next: those that they were made of are asked last, if they are still there.
+        runs.sort_by_key(|run| (rank(&run.session), std::cmp::Reverse((run.level, run.number))));
         Ok(Late::Runs(Arc::new(RunLocator::new(runs)), unseen / RANGED_SHARE))
     }
 }

@@ -4,10 +4,11 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::open::{Repo, store_key};
 use super::recent::Recent;
+use super::runs::ListedRun;
 use crate::edge::store::Part;
-use crate::pure::format::name::ObjectName;
-use crate::pure::format::run::{RunChunk, RunHead};
-use crate::pure::id::{ChunkId, SessionId};
+use crate::pure::format::name::{ObjectName, PartKind};
+use crate::pure::format::run::{RunChunk, RunHead, RunPack};
+use crate::pure::id::ChunkId;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::ops::{ControlFlow, Range};
@@ -58,7 +59,10 @@ impl Locate for IndexLocator {
 /// Asks each valid run by ranged reads: one for its head (kept), one for the block that may hold the id. A chunk from a run
 /// that is not verified as a whole is still verified by its own seal and id.
 pub struct RunLocator {
-    runs: Vec<RunReader>,
+    /// The objects of all runs.
+    objects: Vec<RunReader>,
+    /// Which of them are those of one run: of an L0 run one.
+    runs: Vec<Range<usize>>,
     /// How many of the runs have been opened, from the first one on.
     opened: Mutex<usize>,
     blocks: Mutex<Recent<Section, Arc<Vec<RunChunk>>>>,
@@ -67,12 +71,14 @@ pub struct RunLocator {
     bytes_read: AtomicU64,
 }
 
-/// A section of a run: the number of the run, and of the section.
+/// The number of an object, and of a section of it.
 type Section = (usize, usize);
 
+/// An object of a run.
 struct RunReader {
-    session: SessionId,
-    number: u32,
+    name: ObjectName,
+    /// `None`: a whole run.
+    part: Option<PartKind>,
     size: u64,
     head: Mutex<Head>,
 }
@@ -84,24 +90,35 @@ enum Head {
 }
 
 impl RunReader {
-    fn name(&self) -> ObjectName {
-        ObjectName::Run(self.session, self.number)
+    /// Whether it may have records of this chunk.
+    fn may_have(&self, id: &ChunkId) -> bool {
+        match &self.part {
+            None => true,
+            Some(PartKind::Chunks { first, last }) => (*first..=*last).contains(&[id.0[0], id.0[1]]),
+            Some(PartKind::Packs | PartKind::Slots) => false,
+        }
     }
 }
 
 impl RunLocator {
     /// Prepares to search these runs in this order.
-    pub fn new(runs: Vec<(SessionId, u32, u64)>) -> RunLocator {
-        let runs = runs
-            .into_iter()
-            .map(|(session, number, size)| RunReader {
-                session,
-                number,
+    pub fn new(listed: Vec<ListedRun>) -> RunLocator {
+        let (mut objects, mut runs) = (Vec::new(), Vec::new());
+        for run in listed {
+            let first = objects.len();
+            objects.extend(run.objects.into_iter().map(|(name, size)| RunReader {
+                part: match &name {
+                    ObjectName::RunPart(_, _, part) => PartKind::parse(part).map(|(kind, _)| kind),
+                    _ => None,
+                },
+                name,
                 size,
                 head: Mutex::new(Head::Unread),
-            })
-            .collect();
+            }));
+            runs.push(first..objects.len());
+        }
         RunLocator {
+            objects,
             runs,
             opened: Mutex::new(0),
             blocks: Mutex::new(Recent::new(BLOCKS_MAX)),
@@ -119,14 +136,15 @@ impl RunLocator {
         let end = range.end.min(run.size);
         let bytes = repo
             .store
-            .read(&store_key(&run.name()), Part::Range(range.start..end))
+            .read(&store_key(&run.name), Part::Range(range.start..end))
             .map_err(store_error("reading a part of an index run"))?;
         self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
-    /// Opens the heads up to that of run `number`, and when more than one has been needed already, some behind it as well.
-    fn open_heads(&self, repo: &Repo, number: usize) {
+    /// Opens the heads that may lead to `id` up to those of run `number`, and when more than one run has been needed already, of some
+    /// behind it as well.
+    fn open_heads(&self, repo: &Repo, number: usize, id: &ChunkId) {
         let mut opened = self.opened.lock();
         if number < *opened {
             return;
@@ -134,9 +152,13 @@ impl RunLocator {
         let ahead = (*opened).clamp(1, HEADS_AT_ONCE);
         let end = (number + ahead).min(self.runs.len());
         std::thread::scope(|scope| {
-            for run in &self.runs[*opened..end] {
+            let objects = self.runs[*opened..end].iter().cloned().flatten();
+            for object in objects
+                .map(|object| &self.objects[object])
+                .filter(|object| object.may_have(id))
+            {
                 // What fails is tried again, and told, when the run is asked.
-                scope.spawn(move || drop(self.head(repo, run)));
+                scope.spawn(move || drop(self.head(repo, object)));
             }
         });
         *opened = end;
@@ -148,7 +170,7 @@ impl RunLocator {
             Head::Read(head) => return Ok(head.clone()),
             Head::Damaged => {
                 return Err(RepoError::Missing {
-                    object: run.name().to_string(),
+                    object: run.name.to_string(),
                     why: "it cannot be opened".into(),
                 });
             }
@@ -170,7 +192,7 @@ impl RunLocator {
     }
 
     fn read_head(&self, repo: &Repo, run: &RunReader) -> Result<RunHead, RepoError> {
-        let name = run.name().to_string();
+        let name = run.name.to_string();
         let damaged = || object_error("opening", &name);
         let mut prefix = self.read(repo, run, 0..HEAD_BYTES)?;
         if let Some(head) = RunHead::parse(&prefix, &name, &repo.keys).map_err(damaged())? {
@@ -196,12 +218,12 @@ impl RunLocator {
         if let Some(block) = self.blocks.lock().get(&(number, section)) {
             return Ok(block);
         }
-        let run = &self.runs[number];
-        let head = self.head(repo, run)?;
-        let sealed = self.read(repo, run, range)?;
+        let object = &self.objects[number];
+        let head = self.head(repo, object)?;
+        let sealed = self.read(repo, object, range)?;
         let block = Arc::new(
             head.open_chunks(section, &sealed, &repo.keys)
-                .map_err(object_error("opening", run.name()))?,
+                .map_err(object_error("opening", &object.name))?,
         );
         self.blocks.lock().put((number, section), block.clone());
         Ok(block)
@@ -211,47 +233,42 @@ impl RunLocator {
         if let Some(block) = self.sealed.lock().get(&(number, section)) {
             return Ok(block);
         }
-        let block = self.read(repo, &self.runs[number], range)?;
+        let block = self.read(repo, &self.objects[number], range)?;
         self.sealed.lock().put((number, section), block.clone());
         Ok(block)
     }
 
     /// Returns the copies that one run knows.
-    fn copies_in(&self, repo: &Repo, number: usize, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
-        let head = self.head(repo, &self.runs[number])?;
+    fn copies_in(&self, repo: &Repo, run: &Range<usize>, id: &ChunkId) -> Result<Vec<ChunkPlace>, RepoError> {
         let mut copies = Vec::new();
-        for (section, range) in head.chunk_blocks(id) {
-            let block = self.chunks(repo, number, section, range)?;
-            let first = block.partition_point(|chunk| chunk.id < *id);
-            for chunk in block[first..].iter().take_while(|chunk| chunk.id == *id) {
-                copies.push(self.place(repo, number, chunk)?);
+        for number in run.clone().filter(|number| self.objects[*number].may_have(id)) {
+            let head = self.head(repo, &self.objects[number])?;
+            for (section, range) in head.chunk_blocks(id) {
+                let block = self.chunks(repo, number, section, range)?;
+                let first = block.partition_point(|chunk| chunk.id < *id);
+                for chunk in block[first..].iter().take_while(|chunk| chunk.id == *id) {
+                    copies.push(self.place(repo, run, chunk)?);
+                }
             }
         }
         Ok(copies)
     }
 
-    fn place(&self, repo: &Repo, number: usize, chunk: &RunChunk) -> Result<ChunkPlace, RepoError> {
-        let run = &self.runs[number];
-        let damaged = || object_error("opening", run.name());
-        let head = self.head(repo, run)?;
-        let (section, range) = head.pack_block(chunk.pack_ix);
-        let sealed = self.sealed_block(repo, number, section, range)?;
-        let (first, packs) = head.open_packs(section, &sealed, &repo.keys).map_err(damaged())?;
-        let pack = chunk
-            .pack_ix
-            .checked_sub(first)
-            .and_then(|rank| packs.get(rank as usize))
-            .ok_or_else(|| RepoError::Missing {
-                object: run.name().to_string(),
-                why: "a chunk names a pack that is not in it".into(),
-            })?;
+    fn place(&self, repo: &Repo, run: &Range<usize>, chunk: &RunChunk) -> Result<ChunkPlace, RepoError> {
+        let pack = self.pack(repo, run, chunk.pack_ix)?;
         let mut slots = Vec::new();
-        for (section, range) in head.slot_blocks(&pack.slots) {
-            let sealed = self.sealed_block(repo, number, section, range)?;
-            let (first, block) = head.open_slots(section, &sealed, &repo.keys).map_err(damaged())?;
-            for (index, slot) in block.iter().enumerate() {
-                if pack.slots.contains(&(first + index as u32)) {
-                    slots.push(*slot);
+        for number in self.parts_with(run, &PartKind::Slots) {
+            let object = &self.objects[number];
+            let head = self.head(repo, object)?;
+            for (section, range) in head.slot_blocks(&pack.slots) {
+                let sealed = self.sealed_block(repo, number, section, range)?;
+                let (first, block) = head
+                    .open_slots(section, &sealed, &repo.keys)
+                    .map_err(object_error("opening", &object.name))?;
+                for (index, slot) in block.iter().enumerate() {
+                    if pack.slots.contains(&(first + index as u32)) {
+                        slots.push(*slot);
+                    }
                 }
             }
         }
@@ -266,6 +283,36 @@ impl RunLocator {
             pack_size: pack.size,
         })
     }
+
+    /// The pack with this rank in the whole run.
+    fn pack(&self, repo: &Repo, run: &Range<usize>, rank: u32) -> Result<RunPack, RepoError> {
+        for number in self.parts_with(run, &PartKind::Packs) {
+            let object = &self.objects[number];
+            let head = self.head(repo, object)?;
+            let (section, range) = head.pack_block(rank);
+            if range.is_empty() {
+                continue;
+            }
+            let sealed = self.sealed_block(repo, number, section, range)?;
+            let (first, packs) = head
+                .open_packs(section, &sealed, &repo.keys)
+                .map_err(object_error("opening", &object.name))?;
+            if let Some(pack) = rank.checked_sub(first).and_then(|index| packs.get(index as usize)) {
+                return Ok(pack.clone());
+            }
+        }
+        let object = self.objects.get(run.start).map(|object| object.name.to_string());
+        Err(RepoError::Missing {
+            object: object.unwrap_or_default(),
+            why: "a chunk names a pack that is not in the run".into(),
+        })
+    }
+
+    /// The objects of a run that have such records: that of an L0 run has all.
+    fn parts_with(&self, run: &Range<usize>, kind: &PartKind) -> impl Iterator<Item = usize> {
+        let fits = |number: &usize| self.objects[*number].part.as_ref().is_none_or(|part| part == kind);
+        run.clone().filter(fits).collect::<Vec<_>>().into_iter()
+    }
 }
 
 impl Locate for RunLocator {
@@ -277,9 +324,9 @@ impl Locate for RunLocator {
         each: &mut dyn FnMut(ChunkPlace) -> ControlFlow<()>,
     ) -> Result<(), RepoError> {
         let mut damaged = None;
-        for number in 0..self.runs.len() {
-            self.open_heads(repo, number);
-            match self.copies_in(repo, number, id) {
+        for (number, run) in self.runs.iter().enumerate() {
+            self.open_heads(repo, number, id);
+            match self.copies_in(repo, run, id) {
                 Ok(copies) => {
                     if copies.into_iter().try_for_each(&mut *each).is_break() {
                         return Ok(());

@@ -1,6 +1,7 @@
 //! The repository: the format over a store. Opening, reading, writing packs, sessions and snapshots.
 
 pub mod at_once;
+pub mod compacted;
 pub mod error;
 pub mod index;
 pub mod locate;
@@ -12,6 +13,7 @@ pub mod pack_writer;
 pub mod presence;
 pub mod reader;
 mod recent;
+pub mod runs;
 pub mod session;
 pub mod snapshots;
 pub mod sync;

@@ -14,10 +14,10 @@ use crate::pure::crypto::sign::role;
 use crate::pure::format::blob::BlobType;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome, flag};
+use crate::pure::format::outcome::{Outcome, OutcomeKind, RunDescriptor, StoredOutcome, flag};
 use crate::pure::format::run::{self, RunChunk, RunContent, RunDelta, RunIdentity, RunPack, StoredAs};
 use crate::pure::format::session::{Acknowledgement, Registration, SessionRole};
-use crate::pure::id::{ChunkId, ObjectHash, PackId, SessionId, SourceId};
+use crate::pure::id::{ChunkId, KeyId, ObjectHash, PackId, SessionId, SourceId};
 use crate::pure::protocol::backup::{Action, BackupProtocol, Event, Finish};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashSet};
@@ -70,6 +70,15 @@ pub struct Published {
     pub bytes_stored: u64,
     /// What went wrong beside it.
     pub notes: Vec<String>,
+}
+
+/// What an outcome of maintenance says beside that its session has ended.
+#[derive(Clone, Debug, Default)]
+pub struct Maintained {
+    /// The run that it has made out of others.
+    pub run: Option<RunDescriptor>,
+    /// Outcomes of the key up to and including the number may be missing from now on. Ascending by key.
+    pub chain_floors: Vec<(KeyId, u64, ObjectHash)>,
 }
 
 /// What publishing needs beside the content.
@@ -621,7 +630,7 @@ impl<'r> Session<'r> {
             action => return Err(internal(format!("unexpected {action:?} before a checkpoint"))),
         }
         let manifest_id = self.manifest_id(manifest)?;
-        let (size, action) = self.end(label, Some((manifest, manifest_id)))?;
+        let (size, action) = self.end(label, Some((manifest, manifest_id)), Maintained::default())?;
         if action == Action::Finish(Finish::Fenced) {
             return Err(RepoError::Fenced(ending));
         }
@@ -672,7 +681,7 @@ impl<'r> Session<'r> {
         }
         let encoded = manifest.encode();
         let id = self.manifest_id(&encoded)?;
-        let (size, action) = self.end(label, Some((&encoded, id)))?;
+        let (size, action) = self.end(label, Some((&encoded, id)), Maintained::default())?;
         match action {
             Action::Finish(Finish::Committed) => {
                 let stored = self
@@ -695,14 +704,14 @@ impl<'r> Session<'r> {
     ///
     /// # Errors
     /// When the outcome cannot be written.
-    pub fn publish_maintenance(mut self, _durable: Durable) -> Result<bool, RepoError> {
+    pub fn publish_maintenance(mut self, _durable: Durable, with: Maintained) -> Result<bool, RepoError> {
         self.protocol.step(Event::Durable).map_err(internal)?;
         let label = OutcomeLabel {
             kind: OutcomeKind::Maintenance,
             source: None,
             flags: 0,
         };
-        let (_, action) = self.end(&label, None)?;
+        let (_, action) = self.end(&label, None, with)?;
         Ok(action == Action::Finish(Finish::Committed))
     }
 
@@ -726,12 +735,17 @@ impl<'r> Session<'r> {
         };
         let _ = self.make_durable().and_then(|_| {
             self.protocol.step(Event::Durable).map_err(internal)?;
-            self.end(&label, None)
+            self.end(&label, None, Maintained::default())
         });
     }
 
     /// Creates the outcome. Returns its size, and what comes after it.
-    fn end(&mut self, label: &OutcomeLabel, manifest: Option<(&[u8], ChunkId)>) -> Result<(u64, Action), RepoError> {
+    fn end(
+        &mut self,
+        label: &OutcomeLabel,
+        manifest: Option<(&[u8], ChunkId)>,
+        with: Maintained,
+    ) -> Result<(u64, Action), RepoError> {
         let repo = self.repo;
         let _commit = HostLock::take(&repo.state_dir.join("commit.lock"))?;
         if self.history_listed.elapsed() > LISTING_FRESH {
@@ -755,7 +769,7 @@ impl<'r> Session<'r> {
             } else {
                 vec![(0, self.next_run - 1)]
             },
-            run: None,
+            run: with.run,
             manifest: manifest.map(|(bytes, id)| (id, bytes.len() as u64)),
             sequence,
             previous,
@@ -763,7 +777,7 @@ impl<'r> Session<'r> {
             pins: self.parents.clone(),
             source: label.source,
             flags: label.flags,
-            chain_floors: Vec::new(),
+            chain_floors: with.chain_floors,
         };
         let keys = self.writer.session_keys();
         let object_id = host::random();

@@ -1,38 +1,28 @@
 //! Taking in what others wrote: condemnations and index runs (format-spec chapters on runs and concurrency).
 
 use super::at_once::at_once;
+use super::compacted::CompactedRun;
 use super::error::{RepoError, object_error};
-use super::index::KnownOutcome;
 use super::index::bulk::BulkImport;
 use super::open::{Repo, list_names, read_whole};
+use super::runs::{ListedRun, ValidRuns};
 use crate::pure::format::condemn::Condemnation;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::run::{self, RunContent};
 use crate::pure::id::{KeyId, PackId, SessionId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// Runs that are fetched before they are imported; each has up to about 12 MB.
 const RUNS_IN_MEMORY: usize = 8;
 /// More runs than this are sorted outside of memory and taken in together.
 const RUNS_ONE_BY_ONE: usize = 32;
 
-/// Runs that count, as a listing and the outcomes together say.
-#[derive(Debug, Default)]
-pub struct ValidRuns {
-    /// L0 runs accepted by an ended session: session, number, size in bytes.
-    pub level0: Vec<(SessionId, u32, u64)>,
-    /// Runs of sessions that have not ended, or that their outcome does not accept.
-    pub not_accepted: Vec<String>,
-    /// Accepted by an outcome, but not in the listing.
-    pub missing: Vec<String>,
-    /// Every L0 run that is listed, whether it counts or not.
-    pub listed: Vec<(SessionId, u32, u64)>,
-}
-
 /// What a sync did.
 #[derive(Debug, Default)]
 pub struct IndexSync {
     pub imported: u64,
+    /// The runs that were read and verified for that. One that takes the place of others that were known is imported unread.
+    pub read: HashSet<String>,
     pub broken: Vec<(String, RepoError)>,
     pub missing: Vec<String>,
 }
@@ -63,73 +53,6 @@ impl Repo {
         Ok(generations)
     }
 
-    /// Lists `idx/` and sorts the runs into those that count and those that do not. Needs the outcomes to be in sync.
-    ///
-    /// # Errors
-    /// When the repository cannot be listed.
-    pub fn valid_runs(&self) -> Result<ValidRuns, RepoError> {
-        // Before the listing: whatever an outcome accepts was durable before it, so the listing has it.
-        let outcomes = self.index.outcomes()?;
-        let valid = self.sort_runs(&outcomes)?;
-        if valid.missing.is_empty() {
-            return Ok(valid);
-        }
-        // A bad listing must not pass for a loss (I-8).
-        self.sort_runs(&outcomes)
-    }
-
-    fn sort_runs(&self, outcomes: &[KnownOutcome]) -> Result<ValidRuns, RepoError> {
-        let mut listed: HashMap<SessionId, Vec<(u32, u64)>> = HashMap::new();
-        let mut valid = ValidRuns::default();
-        for (name, row) in list_names(&*self.store, "idx/")? {
-            match name {
-                ObjectName::Run(session, number) => {
-                    listed.entry(session).or_default().push((number, row.size));
-                    valid.listed.push((session, number, row.size));
-                }
-                ObjectName::RunPart(..) => {
-                    return Err(RepoError::Internal(
-                        "the repository has compacted index runs, which this version does not read".into(),
-                    ));
-                }
-                _ => {}
-            }
-        }
-        let voided = self.voided()?;
-        for known in outcomes {
-            // Nothing of a voided session is accepted, whatever its outcome says: its runs stay among those that are not.
-            if voided.contains(&known.session) {
-                continue;
-            }
-            let accepted = &known.accepted;
-            let present = listed.remove(&known.session).unwrap_or_default();
-            let mut found = HashSet::new();
-            for (number, size) in present {
-                if accepted.iter().any(|(first, last)| (*first..=*last).contains(&number)) {
-                    found.insert(number);
-                    valid.level0.push((known.session, number, size));
-                } else {
-                    valid
-                        .not_accepted
-                        .push(ObjectName::Run(known.session, number).to_string());
-                }
-            }
-            for number in accepted.iter().flat_map(|(first, last)| *first..=*last) {
-                if !found.contains(&number) {
-                    valid.missing.push(ObjectName::Run(known.session, number).to_string());
-                }
-            }
-        }
-        for (session, numbers) in listed {
-            valid.not_accepted.extend(
-                numbers
-                    .iter()
-                    .map(|(number, _)| ObjectName::Run(session, *number).to_string()),
-            );
-        }
-        Ok(valid)
-    }
-
     /// Brings the index up to date. Runs that cannot be opened are reported, not imported: what they describe is unknown, and
     /// will be uploaded again.
     ///
@@ -139,40 +62,83 @@ impl Repo {
         // Before the listing, so that what another process takes in meanwhile is not taken for gone.
         let known = self.index.known_runs()?;
         let valid = self.valid_runs()?;
-        let mut sync = IndexSync {
-            missing: valid.missing,
-            ..IndexSync::default()
-        };
-        let mut names = HashSet::with_capacity(valid.level0.len());
-        let mut unseen = Vec::new();
-        for (session, number, _) in valid.level0 {
-            let name = ObjectName::Run(session, number).to_string();
+        let mut sync = IndexSync::default();
+        let mut names = HashSet::with_capacity(valid.tops.len());
+        let mut level0: Vec<&ListedRun> = valid.tops.iter().filter(|run| run.level == 0).collect();
+        let mut compacted: Vec<&ListedRun> = valid.tops.iter().filter(|run| run.level > 0).collect();
+        while let Some(run) = compacted.pop() {
+            let name = run.name();
             if known.contains(&name) {
                 names.insert(name);
-            } else {
-                unseen.push((session, number, name));
+                continue;
+            }
+            match self.take_in_parts(run, &name, &valid) {
+                Ok(is_read) => {
+                    sync.imported += 1;
+                    if is_read {
+                        sync.read.insert(name.clone());
+                    }
+                    names.insert(name);
+                }
+                Err(error) if error.is_damage() => {
+                    // What it was made of may still be there.
+                    let (absorbed, _) = valid.absorbed_by(&name);
+                    for run in valid.absorbed.iter().filter(|run| absorbed.contains(&run.name())) {
+                        match run.level {
+                            0 => level0.push(run),
+                            _ => compacted.push(run),
+                        }
+                    }
+                    sync.broken.push((name, error));
+                }
+                Err(error) => return Err(error),
             }
         }
+        level0.sort_unstable_by_key(|run| (run.session, run.number));
+        level0.dedup();
+        let unseen = level0.into_iter().filter(|run| {
+            let name = run.name();
+            let is_known = known.contains(&name);
+            if is_known {
+                names.insert(name);
+            }
+            !is_known
+        });
+        let unseen: Vec<&ListedRun> = unseen.collect();
+        self.take_in_level0(&unseen, &mut names, &mut sync)?;
+        sync.missing = valid.missing;
+        self.index.retain_runs(&known, &names)?;
+        Ok(sync)
+    }
+
+    fn take_in_level0(
+        &self,
+        unseen: &[&ListedRun],
+        names: &mut HashSet<String>,
+        sync: &mut IndexSync,
+    ) -> Result<(), RepoError> {
         let mut bulk = match unseen.len() > RUNS_ONE_BY_ONE {
             true => Some(BulkImport::begin(&self.index)?),
             false => None,
         };
         for some in unseen.chunks(RUNS_IN_MEMORY) {
-            let fetched = at_once(some, |(session, number, name)| self.fetch_run(session, *number, name));
-            for ((session, _, name), fetched) in some.iter().zip(fetched) {
+            let fetched = at_once(some, |run| self.fetch_run(run));
+            for (run, fetched) in some.iter().zip(fetched) {
+                let name = run.name();
                 let imported = fetched.and_then(|(kid, content)| {
                     let imported = match &mut bulk {
-                        Some(bulk) => bulk.add(name, *session, kid, &content),
-                        None => self.index.import_run(name, 0, *session, kid, &content),
+                        Some(bulk) => bulk.add(&name, run.session, kid, &content),
+                        None => self.index.import_run(&name, 0, run.session, kid, &content),
                     };
                     Ok(imported?)
                 });
                 match imported {
                     Ok(()) => {
                         sync.imported += 1;
-                        names.insert(name.clone());
+                        sync.read.insert(name.clone());
+                        names.insert(name);
                     }
-                    Err(error) if error.is_damage() => sync.broken.push((name.clone(), error)),
+                    Err(error) if error.is_damage() => sync.broken.push((name, error)),
                     Err(error) => return Err(error),
                 }
             }
@@ -180,15 +146,73 @@ impl Repo {
         if let Some(bulk) = bulk {
             bulk.finish()?;
         }
-        self.index.retain_runs(&known, &names)?;
-        Ok(sync)
+        Ok(())
     }
 
-    fn fetch_run(&self, session: &SessionId, number: u32, text: &str) -> Result<(KeyId, RunContent), RepoError> {
-        let name = ObjectName::Run(*session, number);
+    /// Reads and verifies an L0 run.
+    ///
+    /// # Errors
+    /// When it cannot be read or does not open.
+    pub fn fetch_run(&self, run: &ListedRun) -> Result<(KeyId, RunContent), RepoError> {
+        let name = ObjectName::Run(run.session, run.number);
         let bytes = read_whole(&*self.store, &name, "an index run")?;
-        let (identity, content) =
-            run::decode_l0(&bytes, text, &self.keys, &self.verifier).map_err(object_error("opening", text))?;
+        let (identity, content) = run::decode_l0(&bytes, &name.to_string(), &self.keys, &self.verifier)
+            .map_err(object_error("opening", &name))?;
         Ok((identity.kid, content))
     }
+
+    /// Takes in a run of level 1 or above: by its name alone if everything that it was made of has been taken in before. Returns
+    /// whether it was read.
+    fn take_in_parts(&self, run: &ListedRun, name: &str, valid: &ValidRuns) -> Result<bool, RepoError> {
+        if let Some(descriptor) = valid.descriptors.get(name) {
+            let (_, dropped) = valid.absorbed_by(name);
+            let dropped: Vec<PackId> = dropped.into_iter().collect();
+            let kid = self.signer_of(&run.session)?;
+            let inputs = known_inputs(&descriptor.inputs, valid, &self.index.known_runs()?);
+            if let Some(inputs) = inputs
+                && self
+                    .index
+                    .relabel_runs(name, run.level, run.session, kid, &inputs, &dropped)?
+            {
+                return Ok(false);
+            }
+        }
+        let mut parts = CompactedRun::open(self, run, valid)?;
+        let (kid, head) = (parts.kid, parts.take_head());
+        let next = &mut || match parts.next_part(self, &head)? {
+            None => Ok::<_, RepoError>(None),
+            Some((chunks, deltas)) => Ok(Some(RunContent {
+                chunks,
+                deltas,
+                ..RunContent::default()
+            })),
+        };
+        self.index
+            .import_run_in_parts(name, run.level, run.session, kid, &head, next)?;
+        Ok(true)
+    }
+
+    fn signer_of(&self, session: &SessionId) -> Result<KeyId, RepoError> {
+        let stored = self.stored_outcome(session)?;
+        stored
+            .map(|stored| stored.outcome.kid)
+            .ok_or_else(|| RepoError::Internal(format!("the outcome of {session} was there a moment ago")))
+    }
+}
+
+/// Returns the runs of `known` that describe together what these inputs describe; `None` if there are none.
+fn known_inputs(inputs: &[String], valid: &ValidRuns, known: &HashSet<String>) -> Option<Vec<String>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut open: Vec<&String> = inputs.iter().collect();
+    while let Some(input) = open.pop() {
+        if !seen.insert(input) {
+            continue;
+        }
+        if known.contains(input) {
+            found.push(input.clone());
+        } else {
+            open.extend(&valid.descriptors.get(input)?.inputs);
+        }
+    }
+    Some(found)
 }

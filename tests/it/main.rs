@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod compact;
 mod contract;
 mod damage;
 mod deltas;

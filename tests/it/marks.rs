@@ -174,8 +174,8 @@ fn voided_outcome_counts_as_none_and_its_runs_are_not_accepted() {
         assert!(history.broken.is_empty(), "{:?}", history.broken);
         assert_eq!(repo.voided().unwrap(), [second].into());
         let runs = repo.valid_runs().unwrap();
-        assert!(runs.level0.iter().all(|(session, _, _)| *session == first));
-        assert!(runs.not_accepted.iter().any(|name| name.contains(&second.to_string())));
+        assert!(runs.tops.iter().all(|run| run.session == first));
+        assert!(runs.not_accepted.iter().any(|run| run.session == second));
         assert!(runs.missing.is_empty());
     }
     let check = world.check("checker");

@@ -6,6 +6,7 @@ use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Prefix, Store, StoreKey};
 use larder::ops::holders::{self, Duty};
+use larder::ops::prune::compact::{PartSizes, Uniting};
 use larder::ops::{OpError, Progress, backup, check, hold, prune, restore};
 use larder::pure::base::{Explain, Kind, Timestamp};
 use larder::pure::chunk::Profile;
@@ -28,9 +29,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
-fn back_up(
+pub(crate) fn back_up(
     store: Arc<dyn Store>,
     cache: &Path,
     credential: &Credential,
@@ -51,7 +52,11 @@ fn back_up(
     backup::run(&repo, input, &options, &Progress::default())
 }
 
-fn prune_with(store: Arc<dyn Store>, cache: &Path, options: &prune::Options) -> Result<prune::Report, OpError> {
+pub(crate) fn prune_with(
+    store: Arc<dyn Store>,
+    cache: &Path,
+    options: &prune::Options,
+) -> Result<prune::Report, OpError> {
     let repo = try_open(store, cache, &admin())?;
     prune::run(&repo, options, &Progress::default())
 }
@@ -60,15 +65,24 @@ fn prune_all(store: Arc<dyn Store>, cache: &Path) -> Result<prune::Report, OpErr
     prune_with(store, cache, &prune_options())
 }
 
-fn prune_options() -> prune::Options {
+/// Index runs are united as soon as there are two, so that every test of a prune is one of that as well.
+pub(crate) fn prune_options() -> prune::Options {
     prune::Options {
+        uniting: Uniting {
+            level_0_runs: 2,
+            sizes: PartSizes {
+                slots: 2,
+                packs: 2,
+                chunks: 20,
+            },
+        },
         threads: 1,
         uploads: 1,
         ..Default::default()
     }
 }
 
-fn forget(store: &MemoryStore, cache: &Path, session: SessionId) {
+pub(crate) fn forget(store: &MemoryStore, cache: &Path, session: SessionId) {
     let repo = try_open(Arc::new(store.clone()), cache, &admin()).unwrap();
     let dropped = Drop {
         kid: repo.kid,
@@ -81,7 +95,7 @@ fn forget(store: &MemoryStore, cache: &Path, session: SessionId) {
     create_new(store, &ObjectName::Drop(session), body, "a drop").unwrap();
 }
 
-fn keys(store: &MemoryStore, under: &str) -> BTreeMap<StoreKey, u64> {
+pub(crate) fn keys(store: &MemoryStore, under: &str) -> BTreeMap<StoreKey, u64> {
     let mut keys = BTreeMap::new();
     store
         .list(&Prefix::new(under).unwrap(), &mut |row| {
@@ -99,16 +113,16 @@ fn pack_bytes(store: &MemoryStore) -> u64 {
 }
 
 /// A repository with a few nights, and what each snapshot has to give back.
-struct Yard {
-    dir: tempfile::TempDir,
-    store: MemoryStore,
-    small: SmallRepo,
-    caches: Cell<u32>,
-    nights: Vec<(SessionId, Tree)>,
+pub(crate) struct Yard {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: MemoryStore,
+    pub(crate) small: SmallRepo,
+    pub(crate) caches: Cell<u32>,
+    pub(crate) nights: Vec<(SessionId, Tree)>,
 }
 
 impl Yard {
-    fn new(change: impl FnOnce(&mut Config)) -> Yard {
+    pub(crate) fn new(change: impl FnOnce(&mut Config)) -> Yard {
         let dir = scratch();
         std::fs::create_dir(dir.path().join("source")).unwrap();
         std::fs::create_dir(dir.path().join("other")).unwrap();
@@ -135,7 +149,7 @@ impl Yard {
     }
 
     /// Three nights: something of each is in no other, something is in all, and something becomes deltas.
-    fn with_nights() -> Yard {
+    pub(crate) fn with_nights() -> Yard {
         let mut yard = Yard::new(|_| {});
         let mut changing = noise(50, 60_000);
         yard.write("stays", &noise(1, 300_000));
@@ -150,53 +164,53 @@ impl Yard {
         yard
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
         std::fs::write(self.source().join(name), bytes).unwrap();
     }
 
-    fn source(&self) -> PathBuf {
+    pub(crate) fn source(&self) -> PathBuf {
         self.dir.path().join("source")
     }
 
-    fn cache(&self) -> PathBuf {
+    pub(crate) fn cache(&self) -> PathBuf {
         self.dir.path().join("cache")
     }
 
-    fn fresh(&self) -> PathBuf {
+    pub(crate) fn fresh(&self) -> PathBuf {
         self.caches.set(self.caches.get() + 1);
         self.dir.path().join(format!("cache{}", self.caches.get()))
     }
 
     /// A copy of the store and of the machine's cache.
-    fn fork(&self) -> (MemoryStore, PathBuf) {
+    pub(crate) fn fork(&self) -> (MemoryStore, PathBuf) {
         let cache = self.fresh();
         copy_dir(&self.cache(), &cache);
         (self.store.fork(), cache)
     }
 
-    fn night(&mut self) -> SessionId {
+    pub(crate) fn night(&mut self) -> SessionId {
         let report = back_up(Arc::new(self.store.clone()), &self.cache(), &admin(), &self.source()).unwrap();
         let id = report.snapshot.unwrap();
         self.nights.push((id, tree(&self.source())));
         id
     }
 
-    fn forget(&self, night: usize) {
+    pub(crate) fn forget(&self, night: usize) {
         forget(&self.store, &self.cache(), self.nights[night].0);
     }
 
-    fn prune(&self) -> prune::Report {
+    pub(crate) fn prune(&self) -> prune::Report {
         prune_all(Arc::new(self.store.clone()), &self.cache())
             .unwrap_or_else(|error| panic!("{}", check::chain(&error)))
     }
 
     /// On a machine that has nothing but the key: everything that is listed checks and restores. Returns the snapshots.
-    fn assert_sound(&self, store: &MemoryStore, when: &str) -> BTreeSet<SessionId> {
+    pub(crate) fn assert_sound(&self, store: &MemoryStore, when: &str) -> BTreeSet<SessionId> {
         self.assert_restores(store, when, &BTreeMap::new())
     }
 
     /// The same; `also` are snapshots that are not of the nights.
-    fn assert_restores(
+    pub(crate) fn assert_restores(
         &self,
         store: &MemoryStore,
         when: &str,
@@ -236,7 +250,7 @@ impl Yard {
         found
     }
 
-    fn ids(&self, nights: impl IntoIterator<Item = usize>) -> BTreeSet<SessionId> {
+    pub(crate) fn ids(&self, nights: impl IntoIterator<Item = usize>) -> BTreeSet<SessionId> {
         nights.into_iter().map(|night| self.nights[night].0).collect()
     }
 }

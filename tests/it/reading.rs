@@ -323,7 +323,7 @@ fn a_machine_without_an_index_tries_every_copy_and_every_run() {
     let copies = two_copies(&ward);
     let snapshot = latest(&ward.open("both"));
     let id = chunk_of(&ward.open("both"), &snapshot);
-    let runs = ward.open("both").valid_runs().unwrap().listed;
+    let runs = ward.open("both").list_runs().unwrap();
     let read = |store: Sick| {
         let repo = open_at(Arc::new(store), &ward.dir.path().join("bare"));
         let reader = BlobReader::new(&repo, Box::new(RunLocator::new(runs.clone())));

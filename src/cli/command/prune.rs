@@ -29,6 +29,7 @@ pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
             copied_bytes_max: args.max_repack.unwrap_or(u64::MAX),
         }),
         end_sessions: args.end_session.clone(),
+        uniting: Default::default(),
         threads: context.threads_with_packs(&repo)?,
         uploads: 1,
     };
@@ -77,7 +78,7 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "type": "prune", "version": 1, "dry_run": args.dry_run, "snapshots": report.snapshots,
         "used": packs_json(report.used), "bytes_alive": report.bytes_alive, "unused": packs_json(report.unused),
         "orphaned": packs_json(report.orphaned), "rewritten": packs_json(report.rewritten), "bytes_copied": report.bytes_copied,
-        "chunks_rescued": report.rescued, "deleted": packs_json(report.deleted), "waiting": packs_json(report.waiting),
+        "chunks_rescued": report.rescued, "runs_united": report.runs_united, "deleted": packs_json(report.deleted), "waiting": packs_json(report.waiting),
         "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
         "deletable_at": report.deletable_at.map(rfc3339),
         "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -154,6 +155,13 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
         output.say(format!(
             "copied {} out of condemned packs, because snapshots need them after all",
             count(report.rescued, "chunk", "chunks")
+        ))?;
+    }
+    if report.runs_united > 0 {
+        output.say(format!(
+            "{} {} into one",
+            verb("united", "would unite"),
+            count(report.runs_united, "index run", "index runs"),
         ))?;
     }
     if args.dry_run {

@@ -12,12 +12,13 @@ use crate::pure::format::manifest::Root;
 use crate::pure::format::mark::{Drop, Hold};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::outcome::OutcomeKind;
-use crate::pure::format::run;
 use crate::pure::format::session::{Acknowledgement, Registration};
 use crate::pure::id::{KeyId, ObjectHash, SessionId};
+use crate::repo::compacted::CompactedRun;
 use crate::repo::error::object_error;
 use crate::repo::index::KnownOutcome;
 use crate::repo::open::read_whole;
+use crate::repo::runs::{ListedRun, ValidRuns};
 use crate::repo::{Repo, RepoError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -234,7 +235,6 @@ fn open_mark(repo: &Repo, name: &ObjectName) -> Result<(), RepoError> {
 /// Every run that counts is there and decodes. What the local index does not know yet is taken in, which is the same reading.
 pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     repo.sync_condemned()?;
-    let known = repo.index.known_runs()?;
     let sync = repo.sync_index()?;
     for (name, error) in &sync.broken {
         report.error(name, error);
@@ -243,24 +243,26 @@ pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError
     for name in &valid.missing {
         report.damage(name, "an index run that a snapshot relies on is missing");
     }
-    let taken_in_before: Vec<ObjectName> = valid
-        .level0
-        .iter()
-        .map(|(session, number, _)| ObjectName::Run(*session, *number))
-        .filter(|name| known.contains(&name.to_string()))
-        .collect();
-    let opened = side_by_side(&taken_in_before, RUNS_AT_ONCE, |name| open_run(repo, name));
-    for (name, opened) in taken_in_before.iter().zip(opened) {
+    // Those that others have absorbed as well: somebody who does not know that yet may still read them.
+    let all = valid.tops.iter().chain(&valid.absorbed);
+    let is_told: HashSet<&String> = sync.broken.iter().map(|(name, _)| name).collect();
+    let not_read = all.filter(|run| !sync.read.contains(&run.name()) && !is_told.contains(&run.name()));
+    let not_read: Vec<&ListedRun> = not_read.collect();
+    let opened = side_by_side(&not_read, RUNS_AT_ONCE, |run| open_run(repo, run, &valid));
+    for (run, opened) in not_read.iter().zip(opened) {
         if let Err(error) = opened {
-            report.error(name, &error);
+            report.error(run.name(), &error);
         }
     }
     Ok(())
 }
 
-fn open_run(repo: &Repo, name: &ObjectName) -> Result<(), RepoError> {
-    let bytes = read_whole(&*repo.store, name, "an index run")?;
-    run::decode_l0(&bytes, &name.to_string(), &repo.keys, &repo.verifier)
-        .map(std::mem::drop)
-        .map_err(object_error("opening", name))
+fn open_run(repo: &Repo, run: &ListedRun, valid: &ValidRuns) -> Result<(), RepoError> {
+    if run.level == 0 {
+        return repo.fetch_run(run).map(std::mem::drop);
+    }
+    let mut parts = CompactedRun::open(repo, run, valid)?;
+    let head = parts.take_head();
+    while parts.next_part(repo, &head)?.is_some() {}
+    Ok(())
 }

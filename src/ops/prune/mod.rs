@@ -7,11 +7,15 @@
 //! 2. *Sweep*: look at everything again, from listings made in the right order, save what is alive in condemned packs only, and delete.
 //!
 //! Both look at the same trees, so the second reads only what has been published since.
+//!
+//! 3. *Compact*: unite index runs when there are many.
 
+pub mod compact;
 mod condemn;
 mod copy;
 mod ids;
 mod mark;
+mod merge;
 mod steps;
 mod survey;
 mod sweep;
@@ -40,6 +44,7 @@ pub struct Options {
     pub repack: Option<RepackLimits>,
     /// Sessions that somebody knows to be dead: they are ended now and not waited for.
     pub end_sessions: Vec<SessionId>,
+    pub uniting: compact::Uniting,
     pub threads: usize,
     /// Packs that are uploaded at a time.
     pub uploads: usize,
@@ -86,6 +91,9 @@ pub struct Report {
     pub deletable_at: Option<Timestamp>,
     /// Sessions that had not given a sign of life for long and were ended.
     pub fenced: Vec<SessionId>,
+    /// Index runs that were united, and how many chunks they describe together.
+    pub runs_united: u64,
+    pub chunks_united: u64,
     /// Packs that were to be rewritten and cannot be read: they were left as they are.
     pub damaged: Vec<ObjectName>,
     pub notes: Vec<String>,
@@ -134,7 +142,8 @@ fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Res
         report: Report::default(),
     };
     let listed = condemn::run(&mut work)?;
-    sweep::run(&mut work, listed)?;
+    let listed = sweep::run(&mut work, listed)?;
+    compact::run(&mut work, &listed)?;
     Ok(work.report)
 }
 

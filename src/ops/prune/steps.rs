@@ -8,7 +8,7 @@ use crate::pure::base::{Explain, Kind, Timestamp};
 use crate::pure::id::SessionId;
 use crate::pure::protocol::maintain::{Action, Event, Finish, MaintenanceProtocol, Purpose};
 use crate::repo::maintain::OpenSession;
-use crate::repo::session::Session;
+use crate::repo::session::{Maintained, Session};
 use crate::repo::{Repo, RepoError};
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ pub(super) fn publish(
         Action::Publish => {}
         action => return Err(unexpected(&action)),
     }
-    let ours = session.publish_maintenance(durable)?;
+    let ours = session.publish_maintenance(durable, Maintained::default())?;
     match step(protocol, Event::Published { ours })? {
         Action::Finish(Finish::Fenced) => Err(RepoError::Fenced(id).into()),
         action => Ok(action),

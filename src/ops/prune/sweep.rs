@@ -30,40 +30,41 @@ struct Ready {
 }
 
 /// Deletes what every session has acknowledged to be condemned; or says how much that is. `listed` are the packs that there were a
-/// moment ago.
-pub(super) fn run(work: &mut Work<'_, '_>, listed: Vec<ListedPack>) -> Result<(), OpError> {
+/// moment ago. Returns those that there are now.
+pub(super) fn run(work: &mut Work<'_, '_>, listed: Vec<ListedPack>) -> Result<Vec<ListedPack>, OpError> {
     let repo = work.repo;
     repo.sync_condemned()?;
     work.report.waiting = total_among(&listed, &all_condemned(repo)?);
-    drop(listed);
     if work.report.waiting.packs == 0 || work.options.dry_run {
-        return Ok(());
+        return Ok(listed);
     }
     let mut session = Session::begin(repo, None, SessionRole::Sweep, work.options.uploads, Instant::now())?;
     let ready = match prepare(work, &mut session) {
         Ok(Some(ready)) => ready,
         Ok(None) => {
             session.abandon();
-            return Ok(());
+            return Ok(listed);
         }
         Err(error) => {
             session.abandon();
             return Err(error);
         }
     };
+    drop(listed);
     let Ready {
         mut protocol,
         old,
         listed,
     } = ready;
-    match publish(session, &mut protocol, &mut work.report)? {
+    let left = match publish(session, &mut protocol, &mut work.report)? {
         Action::Delete { mut generations } => {
             generations.retain(|generation| old.contains(generation));
-            delete_packs(work, &generations, listed)?;
+            delete_packs(work, &generations, listed)?
         }
         action => return Err(unexpected(&action)),
-    }
-    finish(&mut protocol, Event::Deleted)
+    };
+    finish(&mut protocol, Event::Deleted)?;
+    Ok(left)
 }
 
 /// Steps W3 to W8. `None` if there is something to wait for.
@@ -149,8 +150,12 @@ fn old_enough(
     Ok(old)
 }
 
-/// Deletes the packs of these generations that were listed, and looks whether they are gone.
-fn delete_packs(work: &mut Work<'_, '_>, generations: &[SessionId], listed: Vec<ListedPack>) -> Result<(), OpError> {
+/// Deletes the packs of these generations that were listed, and looks whether they are gone. Returns what is left.
+fn delete_packs(
+    work: &mut Work<'_, '_>,
+    generations: &[SessionId],
+    listed: Vec<ListedPack>,
+) -> Result<Vec<ListedPack>, OpError> {
     let repo = work.repo;
     let mut condemned: HashSet<PackId> = HashSet::new();
     for generation in generations {
@@ -180,7 +185,7 @@ fn delete_packs(work: &mut Work<'_, '_>, generations: &[SessionId], listed: Vec<
             "the store still lists {undead} packs that it has deleted; the next prune tries again"
         ));
     }
-    Ok(())
+    Ok(left)
 }
 
 /// How many of the packs are among these, and their bytes.

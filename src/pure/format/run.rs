@@ -18,6 +18,8 @@ use crate::pure::crypto::{KeyRing, ObjectClass, Secret, Signer, Slot, Verifier};
 use crate::pure::id::{ChunkId, KeyId, PackId, SessionId};
 use std::ops::Range;
 
+pub mod part;
+
 /// What a chunk record says about the blob: type nibble of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StoredAs {
@@ -142,6 +144,19 @@ fn assemble(
     signer: &Signer,
     object_id: [u8; 16],
 ) -> Result<Vec<u8>, FormatError> {
+    let name = ObjectName::Run(identity.session, identity.number).to_string();
+    assemble_as(content, &Place::of(identity), &name, keys, signer, object_id)
+}
+
+/// The same for any object of a run: what it is of its run says `place`.
+fn assemble_as(
+    content: &RunContent,
+    place: &Place,
+    name: &str,
+    keys: &KeyRing,
+    signer: &Signer,
+    object_id: [u8; 16],
+) -> Result<Vec<u8>, FormatError> {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     put_blocks(&mut blocks, SLOT, &content.slots, |out, slot| {
         out.extend_from_slice(&slot.0)
@@ -150,10 +165,9 @@ fn assemble(
     put_blocks(&mut blocks, CHUNK, &content.chunks, put_chunk);
     put_blocks(&mut blocks, DELTA, &content.deltas, put_delta);
 
-    let name = ObjectName::Run(identity.session, identity.number).to_string();
     let mut digest = Digest::default();
     blocks.iter().for_each(|block| digest.add(block));
-    let header = encode_header(content, identity, digest.finish(), signer, &name);
+    let header = encode_header(content, place, digest.finish(), signer, name);
 
     let mut sections: Vec<&[u8]> = vec![&header];
     sections.extend(blocks.iter().map(Vec::as_slice));
@@ -165,7 +179,7 @@ fn assemble(
         keys.repo(),
         object_id,
         class_key,
-        &name,
+        name,
         &sections,
     ))
 }
@@ -183,20 +197,44 @@ pub fn decode_l0(
     keys: &KeyRing,
     verifier: &Verifier,
 ) -> Result<(RunIdentity, RunContent), FormatError> {
-    let Some(ObjectName::Run(session, number)) = ObjectName::parse(name) else {
+    let Some(object_name @ ObjectName::Run(session, number)) = ObjectName::parse(name) else {
         return Ok(malformed("name of an L0 run")?);
     };
+    let may_write = role::WRITE | role::MAINTAIN;
+    let (header, content) = decode_object(bytes, name, &object_name, may_write, keys, verifier)?;
+    check_content(&content)?;
+    let foreign = content
+        .packs
+        .iter()
+        .any(|pack| pack.session.writer_tag() != header.session.writer_tag());
+    if foreign && !verifier.has_role(&header.kid, role::MAINTAIN) {
+        malformed("run that speaks of another writer's packs")?;
+    }
+    Ok((
+        RunIdentity {
+            kid: header.kid,
+            created: header.created,
+            session,
+            number,
+        },
+        content,
+    ))
+}
+
+/// Opens one object of a run and takes its records; what holds for each of them and for their order has been checked.
+fn decode_object(
+    bytes: &[u8],
+    name: &str,
+    object_name: &ObjectName,
+    roles: u32,
+    keys: &KeyRing,
+    verifier: &Verifier,
+) -> Result<(Header, RunContent), FormatError> {
     let envelope = Envelope::parse(bytes, EnvelopeKind::Run, keys.repo())?;
     let class_key = keys.object_key(envelope.epoch(), ObjectClass::Run)?;
     let (header, body) = Header::decode(&envelope.open(0, class_key, name)?)?;
-    verifier.verify_even_if_revoked(
-        &header.kid,
-        role::WRITE | role::MAINTAIN,
-        name,
-        &body,
-        &header.signature,
-    )?;
-    header.check_name(&ObjectName::Run(session, number))?;
+    verifier.verify_even_if_revoked(&header.kid, roles, name, &body, &header.signature)?;
+    header.check_name(object_name)?;
     check_writer_tag(&header.session, &header.kid)?;
     header.check_sections(envelope.sections(), |section| envelope.section_len(section))?;
 
@@ -224,23 +262,7 @@ pub fn decode_l0(
     if digest.finish() != header.digest {
         malformed("run digest")?;
     }
-    check_content(&content)?;
-    let foreign = content
-        .packs
-        .iter()
-        .any(|pack| pack.session.writer_tag() != header.session.writer_tag());
-    if foreign && !verifier.has_role(&header.kid, role::MAINTAIN) {
-        malformed("run that speaks of another writer's packs")?;
-    }
-    Ok((
-        RunIdentity {
-            kid: header.kid,
-            created: header.created,
-            session,
-            number,
-        },
-        content,
-    ))
+    Ok((header, content))
 }
 
 /// The session id starts with the writer tag of the key that signs for it.
@@ -265,16 +287,26 @@ fn check_content(content: &RunContent) -> Result<(), Malformed> {
     }
     for pack in packs {
         check_pack(pack)?;
-        let Some(slots) = slots.get(pack.slots.start as usize..pack.slots.end as usize) else {
-            return malformed("run slot range");
-        };
-        if slots
-            .iter()
-            .any(|slot| slot.domain() != Some(pack::domain(pack.kind)) || slot.keyset() != 0)
-        {
-            return malformed("run slot domain");
-        }
+        check_slots(pack, slots)?;
     }
+    check_chunks(chunks, packs)?;
+    check_deltas(chunks, deltas)
+}
+
+/// The slots of a pack are there, and such as its kind has.
+fn check_slots(pack: &RunPack, slots: &[Slot]) -> Result<(), Malformed> {
+    let Some(slots) = slots.get(pack.slots.start as usize..pack.slots.end as usize) else {
+        return malformed("run slot range");
+    };
+    let belongs = |slot: &Slot| slot.domain() == Some(pack::domain(pack.kind)) && slot.keyset() == 0;
+    match slots.iter().all(belongs) {
+        true => Ok(()),
+        false => malformed("run slot domain"),
+    }
+}
+
+/// Chunks are in order, and each lies within a pack of its kind that is there.
+fn check_chunks(chunks: &[RunChunk], packs: &[RunPack]) -> Result<(), Malformed> {
     if !chunks.is_sorted_by(|left, right| (left.id, left.pack_ix) < (right.id, right.pack_ix)) {
         return malformed("run chunk order");
     }
@@ -291,7 +323,11 @@ fn check_content(content: &RunContent) -> Result<(), Malformed> {
             return malformed("run chunk beyond its pack");
         }
     }
-    // One delta record for each chunk stored as one: both are in the same order.
+    Ok(())
+}
+
+/// One delta record for each chunk stored as one: both are in the same order.
+fn check_deltas(chunks: &[RunChunk], deltas: &[RunDelta]) -> Result<(), Malformed> {
     let stored_as_delta = chunks.iter().filter(|chunk| chunk.stored_as == StoredAs::Delta);
     if !stored_as_delta
         .map(|chunk| (chunk.id, chunk.pack_ix))
@@ -654,13 +690,37 @@ fn fan_out_key(id: &[u8]) -> u64 {
     id.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-fn encode_header(
-    content: &RunContent,
-    identity: &RunIdentity,
-    digest: [u8; 32],
-    signer: &Signer,
-    name: &str,
-) -> Vec<u8> {
+/// What an object is of its run, as its header says.
+struct Place {
+    kid: KeyId,
+    created: Timestamp,
+    level: u8,
+    session: SessionId,
+    /// Of an L0 run; 0 otherwise.
+    number: u32,
+    /// 0 whole, 1 packs, 2 slots, 3 chunks.
+    part: u64,
+    part_number: Option<u32>,
+    /// Index, in the whole run, of the first slot or pack here.
+    first_index: Option<u32>,
+}
+
+impl Place {
+    fn of(identity: &RunIdentity) -> Place {
+        Place {
+            kid: identity.kid,
+            created: identity.created,
+            level: 0,
+            session: identity.session,
+            number: identity.number,
+            part: 0,
+            part_number: None,
+            first_index: None,
+        }
+    }
+}
+
+fn encode_header(content: &RunContent, place: &Place, digest: [u8; 32], signer: &Signer, name: &str) -> Vec<u8> {
     let count = |records: usize| Value::Uint(records as u64);
     let RunContent {
         slots,
@@ -668,21 +728,27 @@ fn encode_header(
         chunks,
         deltas,
     } = content;
-    let created = identity.created.0;
+    let created = place.created.0;
     let mut map = vec![
         (0, Value::Uint(1)),
-        (1, Value::Bytes(identity.kid.0.to_vec())),
+        (1, Value::Bytes(place.kid.0.to_vec())),
         (2, u64::try_from(created).map_or(Value::Nint(created), Value::Uint)),
-        (3, Value::Uint(0)),
-        (4, Value::Bytes(identity.session.0.to_vec())),
-        (5, Value::Uint(identity.number.into())),
+        (3, Value::Uint(place.level.into())),
+        (4, Value::Bytes(place.session.0.to_vec())),
+        (5, Value::Uint(place.number.into())),
         (
             6,
             Value::Array(vec![count(slots.len()), count(packs.len()), count(chunks.len())]),
         ),
-        (9, Value::Uint(0)),
+        (9, Value::Uint(place.part)),
         (14, Value::Bytes(digest.to_vec())),
     ];
+    let optional = [(10, place.part_number), (11, place.first_index)];
+    map.extend(
+        optional
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, Value::Uint(value?.into())))),
+    );
     let mut fan_out = |key: u64, firsts: Vec<&[u8]>| {
         if !firsts.is_empty() {
             map.push((
