@@ -10,6 +10,20 @@ use crate::pure::format::run::part::{self, PartContent};
 use crate::pure::format::run::{RunChunk, RunContent, RunDelta};
 use crate::pure::id::{KeyId, ObjectHash};
 
+/// Reads a run of any level and sees that all of it opens.
+///
+/// # Errors
+/// When an object cannot be read, does not open, or is not the one that the outcome states.
+pub fn read_through(repo: &Repo, run: &ListedRun, valid: &ValidRuns) -> Result<(), RepoError> {
+    if run.level == 0 {
+        return repo.fetch_run(run).map(drop);
+    }
+    let mut parts = CompactedRun::open(repo, run, valid)?;
+    let head = parts.take_head();
+    while parts.next_part(repo, &head)?.is_some() {}
+    Ok(())
+}
+
 /// A run of level 1 or above, read part by part: its slots and packs are in memory, its chunks are not.
 pub struct CompactedRun {
     name: String,

@@ -1,11 +1,13 @@
-//! Uniting index runs (format-spec chapter 8.3): there are few of them then, and everybody finds everything that was found before.
+//! Uniting index runs (format-spec chapter 8.3), and tidying (16.4): there are few small objects then, and everybody finds everything that was found before.
 //! That nothing is lost when it dies anywhere, and beside backups, is in `prune`, where every prune unites runs.
 
 use crate::fault::{admin, copy_dir, try_open, writer};
-use crate::prune::{Yard, back_up, prune_options, prune_with};
+use crate::prune::{Yard, back_up, every_call_may_fail, other_source, prune_options, prune_with};
 use larder::edge::host;
+use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Part, Store, StoreKey};
 use larder::ops::{Progress, check, prune};
+use larder::pure::base::Timestamp;
 use larder::pure::format::mark::Hold;
 use larder::pure::format::name::ObjectName;
 use larder::pure::id::{ChunkId, SessionId};
@@ -15,7 +17,7 @@ use larder::repo::locate::{IndexLocator, Locate, RunLocator};
 use larder::repo::open::create_new;
 use larder::repo::runs::ListedRun;
 use larder::testing::fault_store::FaultStore;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -141,7 +143,7 @@ fn what_is_gone_is_described_no_more_and_what_is_only_condemned_is() {
     };
     let report = prune_with(Arc::new(store.clone()), &cache, &kept).unwrap();
     assert!(report.waiting.packs > 0 && report.runs_united > 0, "{report:?}");
-    let described = |store: &larder::edge::store::memory::MemoryStore| {
+    let described = |store: &MemoryStore| {
         let repo = try_open(Arc::new(store.clone()), &yard.fresh(), &admin()).unwrap();
         repo.sync_history().unwrap();
         repo.sync_condemned().unwrap();
@@ -232,4 +234,161 @@ fn two_machines_that_unite_at_once_agree() {
     assert_eq!(yard.assert_sound(&store, "united twice"), yard.ids([0, 1, 2]));
     let sessions: BTreeSet<SessionId> = yard.nights.iter().map(|(id, _)| *id).collect();
     assert_eq!(sessions.len(), 3);
+}
+
+const DAY: i64 = 86_400_000_000_000;
+
+fn count(yard: &Yard, under: &str) -> usize {
+    crate::prune::keys(&yard.store, under).len()
+}
+
+/// Nights and prunes, a day apart by the store's clock, with something forgotten each time.
+#[test]
+fn small_objects_do_not_pile_up() {
+    let mut yard = Yard::new(|_| {});
+    let known = yard.fresh();
+    for night in 0..16usize {
+        yard.store.set_time(Timestamp(30_000 * DAY + night as i64 * DAY));
+        yard.write("of the night", &crate::story::noise(night as u64, 60_000));
+        yard.night();
+        if night >= 2 {
+            yard.forget(night - 2);
+        }
+        let report = yard.prune();
+        assert_eq!(report.notes, [] as [String; 0]);
+        eprintln!(
+            "{night}: {} united, {} tidied; gc {} idx {} sess {}",
+            report.runs_united,
+            report.tidied,
+            count(&yard, "gc/"),
+            count(&yard, "idx/"),
+            count(&yard, "sess/")
+        );
+        if night == 7 {
+            open(&yard, &known).sync_index().unwrap();
+        }
+    }
+    assert!(count(&yard, "gc/") <= 3, "{} condemnations", count(&yard, "gc/"));
+    // Three or four sessions a night, two or three objects each, for eight days.
+    let (said, runs) = (
+        count(&yard, "sess/"),
+        open(&yard, &yard.cache()).list_runs().unwrap().len(),
+    );
+    assert!(said <= 9 * 12, "{said} objects of sessions");
+    assert!(runs <= 12, "{runs} runs");
+    assert_eq!(yard.assert_sound(&yard.store, "after all nights"), yard.ids([14, 15]));
+    // A machine that has not been there for half of the time.
+    let repo = open(&yard, &known);
+    let sync = repo.sync_index().unwrap();
+    assert!(sync.broken.is_empty() && sync.missing.is_empty(), "{sync:?}");
+    drop(repo);
+    let again = back_up(Arc::new(yard.store.clone()), &known, &admin(), &yard.source()).unwrap();
+    assert!(again.snapshot.is_some());
+}
+
+#[test]
+fn nothing_is_tidied_before_its_time_or_without_a_clock() {
+    for time in [None, Some(Timestamp(30_000 * DAY))] {
+        let yard = Yard::with_nights();
+        if let Some(time) = time {
+            yard.store.set_time(time);
+        }
+        yard.forget(1);
+        for _ in 0..3 {
+            let report = yard.prune();
+            assert_eq!(report.tidied, 0, "{time:?}: {report:?}");
+        }
+        assert!(count(&yard, "gc/") == 1 && count(&yard, "idx/0-") >= 3);
+    }
+}
+
+#[test]
+fn what_a_damaged_run_was_made_of_stays() {
+    let yard = Yard::with_nights();
+    yard.store.set_time(Timestamp(30_000 * DAY));
+    yard.prune();
+    let parts: Vec<StoreKey> = crate::prune::keys(&yard.store, "idx/1-").into_keys().collect();
+    let mut bytes = yard.store.read(&parts[parts.len() / 2], Part::Whole).unwrap().to_vec();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    yard.store.overwrite(&parts[parts.len() / 2], bytes.into());
+    yard.store.set_time(Timestamp(30_003 * DAY));
+    let report = yard.prune();
+    assert!(
+        report.notes.iter().any(|note| note.contains("is damaged")),
+        "{report:?}"
+    );
+    assert_eq!(count(&yard, "idx/0-"), 3);
+}
+
+/// A repository in which everything that can be tidied is old enough: absorbed runs, an empty condemnation, ended sessions.
+fn untidy() -> Yard {
+    let yard = Yard::with_nights();
+    yard.store.set_time(Timestamp(30_000 * DAY));
+    yard.forget(1);
+    let report = yard.prune();
+    assert!(report.runs_united > 0 && report.deleted.packs > 0, "{report:?}");
+    yard.store.set_time(Timestamp(30_010 * DAY));
+    yard
+}
+
+fn prune(store: Arc<dyn Store>, cache: &Path) -> Result<(), larder::ops::OpError> {
+    prune_with(store, cache, &prune_options()).map(drop)
+}
+
+#[test]
+fn tidying_that_dies_loses_nothing_and_can_be_repeated() {
+    let yard = untidy();
+    // The first one leaves an outcome of now, by which the second one tells the time.
+    let (store, cache) = yard.fork();
+    for _ in 0..2 {
+        prune(Arc::new(store.clone()), &cache).unwrap();
+    }
+    let left = |store: &MemoryStore| {
+        (
+            crate::prune::keys(store, "gc/").len(),
+            crate::prune::keys(store, "idx/0-").len(),
+        )
+    };
+    assert_eq!(left(&yard.store), (1, 3));
+    assert_eq!(left(&store), (0, 0));
+    let done = |store: &MemoryStore, when: &str| assert_eq!(left(store), (0, 0), "{when}");
+    every_call_may_fail(&yard, &yard.ids([0, 2]), &prune, &done);
+}
+
+/// A whole backup of a machine that knew the runs, between any two calls of a prune that tidies.
+#[test]
+fn backup_at_any_moment_of_tidying_is_whole() {
+    let yard = untidy();
+    let (other, content) = other_source(&yard);
+    let known = yard.fresh();
+    let repo = try_open(Arc::new(yard.store.clone()), &known, &writer()).unwrap();
+    repo.sync_history().unwrap();
+    repo.sync_index().unwrap();
+    drop(repo);
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store, None));
+    prune(counted.clone(), &cache).unwrap();
+    let log = counted.log();
+    let first = log.iter().rposition(|call| call == "listing snap/").unwrap() as u64;
+    for call in first..counted.calls() {
+        let (store, cache) = yard.fork();
+        let other_cache = yard.fresh();
+        copy_dir(&known, &other_cache);
+        let made = Arc::new(parking_lot::Mutex::new(None));
+        let visit = {
+            let (store, cache, source, made) = (store.clone(), other_cache.clone(), other.clone(), made.clone());
+            move || {
+                *made.lock() = Some(back_up(Arc::new(store), &cache, &writer(), &source).expect("the other machine"))
+            }
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let when = format!("visited at call {call} ({})", log[call as usize]);
+        prune(shared, &cache).unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        let new = made.lock().take().unwrap().snapshot.unwrap();
+        let also = BTreeMap::from([(new, content.clone())]);
+        assert!(yard.assert_restores(&store, &when, &also).contains(&new), "{when}");
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::remove_dir_all(&other_cache).unwrap();
+    }
 }

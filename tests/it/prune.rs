@@ -396,7 +396,7 @@ fn prune_that_dies_anywhere_loses_nothing_and_can_be_repeated() {
 }
 
 /// The other machine's files: what only forgotten snapshots have, so that it refers to what is condemned, and news.
-fn other_source(yard: &Yard) -> (PathBuf, Tree) {
+pub(crate) fn other_source(yard: &Yard) -> (PathBuf, Tree) {
     let source = yard.dir.path().join("other");
     std::fs::write(source.join("old"), noise(11, 700_000)).unwrap();
     std::fs::write(source.join("new"), noise(77, 50_000)).unwrap();
@@ -803,7 +803,7 @@ fn each_key_does_its_duty_and_no_more() {
 
 /// Every call of `run` fails once, and from then on. Whatever happens, the snapshots in `kept` are there and whole, and
 /// running it again, here and (after a crash) on a machine that knows nothing, comes to `done`.
-fn every_call_may_fail(
+pub(crate) fn every_call_may_fail(
     yard: &Yard,
     kept: &BTreeSet<SessionId>,
     run: &dyn Fn(Arc<dyn Store>, &Path) -> Result<(), OpError>,

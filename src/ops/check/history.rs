@@ -14,11 +14,11 @@ use crate::pure::format::name::ObjectName;
 use crate::pure::format::outcome::OutcomeKind;
 use crate::pure::format::session::{Acknowledgement, Registration};
 use crate::pure::id::{KeyId, ObjectHash, SessionId};
-use crate::repo::compacted::CompactedRun;
+use crate::repo::compacted::read_through;
 use crate::repo::error::object_error;
 use crate::repo::index::KnownOutcome;
 use crate::repo::open::read_whole;
-use crate::repo::runs::{ListedRun, ValidRuns};
+use crate::repo::runs::ListedRun;
 use crate::repo::{Repo, RepoError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -180,9 +180,9 @@ fn check_sessions(
         }
     }
     // A registration is kept for at least a week after its session ended; without one, somebody has removed it.
-    let week_ago = host::now().0 - 7 * 86_400 * 1_000_000_000;
+    let is_recent = recent(repo)?;
     for known in outcomes {
-        if !registered.contains(&known.session) && known.created.0 > week_ago {
+        if !registered.contains(&known.session) && is_recent(known) {
             report.damage(
                 ObjectName::Session(known.session, 0),
                 "the registration of a recent session is missing",
@@ -195,7 +195,7 @@ fn check_sessions(
             .copied()
             .unwrap_or(0)
             .max(u32::from(acknowledging.contains(&known.session)));
-        if known.created.0 > week_ago
+        if is_recent(known)
             && let Some(missing) = (1..=last).find(|number| !there.contains(number))
         {
             report.damage(
@@ -213,6 +213,21 @@ fn check_sessions(
         ));
     }
     Ok(())
+}
+
+/// Tells which outcomes are less than a week old: by the store's clock, which maintenance goes by too, and by that of whoever wrote
+/// them where the store has none.
+fn recent(repo: &Repo) -> Result<impl Fn(&KnownOutcome) -> bool + use<>, OpError> {
+    const WEEK: i64 = 7 * 86_400 * 1_000_000_000;
+    let received = repo.received()?;
+    let newest = received.values().max().copied();
+    let now = host::now();
+    Ok(
+        move |known: &KnownOutcome| match (received.get(&known.session), newest) {
+            (Some(received), Some(newest)) => received.0 > newest.0.saturating_sub(WEEK),
+            _ => known.created.0 > now.0.saturating_sub(WEEK),
+        },
+    )
 }
 
 /// Reads and verifies an object that belongs to sessions or snapshots.
@@ -248,21 +263,11 @@ pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError
     let is_told: HashSet<&String> = sync.broken.iter().map(|(name, _)| name).collect();
     let not_read = all.filter(|run| !sync.read.contains(&run.name()) && !is_told.contains(&run.name()));
     let not_read: Vec<&ListedRun> = not_read.collect();
-    let opened = side_by_side(&not_read, RUNS_AT_ONCE, |run| open_run(repo, run, &valid));
+    let opened = side_by_side(&not_read, RUNS_AT_ONCE, |run| read_through(repo, run, &valid));
     for (run, opened) in not_read.iter().zip(opened) {
         if let Err(error) = opened {
             report.error(run.name(), &error);
         }
     }
-    Ok(())
-}
-
-fn open_run(repo: &Repo, run: &ListedRun, valid: &ValidRuns) -> Result<(), RepoError> {
-    if run.level == 0 {
-        return repo.fetch_run(run).map(std::mem::drop);
-    }
-    let mut parts = CompactedRun::open(repo, run, valid)?;
-    let head = parts.take_head();
-    while parts.next_part(repo, &head)?.is_some() {}
     Ok(())
 }

@@ -131,7 +131,7 @@ fn describe(repo: &Repo, listed: &[ListedPack]) -> Result<Described, OpError> {
             described.gone += u64::from(condemned.contains(&info.pack) && !is_there(&info.pack));
         }
     })?;
-    for generation in repo.index.known_gcs()? {
+    for generation in repo.sync_condemned()? {
         let packs = repo.index.condemned_by(&generation)?;
         described.condemnations += usize::from(!packs.iter().any(is_there));
     }

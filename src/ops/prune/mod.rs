@@ -9,6 +9,7 @@
 //! Both look at the same trees, so the second reads only what has been published since.
 //!
 //! 3. *Compact*: unite index runs when there are many.
+//! 4. *Tidy*: remove small objects that nobody needs any more.
 
 pub mod compact;
 mod condemn;
@@ -19,6 +20,7 @@ mod merge;
 mod steps;
 mod survey;
 mod sweep;
+mod tidy;
 pub mod undelete;
 
 use super::{OpError, Progress};
@@ -94,6 +96,8 @@ pub struct Report {
     /// Index runs that were united, and how many chunks they describe together.
     pub runs_united: u64,
     pub chunks_united: u64,
+    /// Small objects that had served and were removed.
+    pub tidied: u64,
     /// Packs that were to be rewritten and cannot be read: they were left as they are.
     pub damaged: Vec<ObjectName>,
     pub notes: Vec<String>,
@@ -144,6 +148,7 @@ fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Res
     let listed = condemn::run(&mut work)?;
     let listed = sweep::run(&mut work, listed)?;
     compact::run(&mut work, &listed)?;
+    tidy::run(&mut work, &listed)?;
     Ok(work.report)
 }
 

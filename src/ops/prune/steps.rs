@@ -141,7 +141,7 @@ pub(super) fn unexpected(action: &Action) -> OpError {
 }
 
 /// Takes the index as it is in the repository; it has to be complete.
-fn sync_index(repo: &Repo) -> Result<(), OpError> {
+pub(super) fn sync_index(repo: &Repo) -> Result<(), OpError> {
     let mut sync = repo.sync_index()?;
     let (what, source) = match (sync.broken.pop(), sync.missing.pop()) {
         (Some((name, error)), _) => (format!("{name} cannot be used"), Some(error)),

@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Objects deleted with one request.
-const DELETED_AT_ONCE: usize = 1000;
+pub(super) const DELETED_AT_ONCE: usize = 1000;
 
 /// What may be deleted: the generations whose time has come, and the packs as they were listed for this.
 struct Ready {
