@@ -11,6 +11,7 @@ mod hostile_trees;
 mod local_state;
 mod lost_packs;
 mod marks;
+mod model;
 mod prune;
 mod reading;
 mod retention;

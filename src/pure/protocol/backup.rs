@@ -83,7 +83,7 @@ pub enum Event {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     New,
     Registering,
@@ -102,7 +102,7 @@ enum State {
 }
 
 /// A backup session's position in the protocol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BackupProtocol {
     state: State,
     parents: Vec<SessionId>,

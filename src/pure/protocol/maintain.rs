@@ -9,7 +9,7 @@ use crate::pure::id::SessionId;
 use std::collections::BTreeSet;
 
 /// What a maintenance session is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// Naming packs that nothing live needs. Never a danger, whatever is named: a sweep looks at everything again.
     Condemn,
@@ -92,7 +92,7 @@ pub enum Event {
     Deleted,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     New,
     ListingDrops,
@@ -108,7 +108,7 @@ enum State {
 }
 
 /// A maintenance session's position in the protocol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MaintenanceProtocol {
     purpose: Purpose,
     own: SessionId,
