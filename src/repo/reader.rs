@@ -140,6 +140,11 @@ impl<'r> BlobReader<'r> {
         Ok(read)
     }
 
+    /// Looks at the packs anew when a chunk is in no place that the index knows: others may have written some since.
+    pub fn forget_trailers(&self) {
+        *self.trailers.lock() = None;
+    }
+
     /// Shows the copies of a chunk to `read` until one of them does.
     fn read_any_copy(
         &self,

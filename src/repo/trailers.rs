@@ -54,10 +54,10 @@ fn start_of(id: &ChunkId) -> u64 {
 
 impl Trailers {
     /// Lists the packs and reads the trailer of each that the index does not list as live. A pack that cannot be read says
-    /// nothing; whoever needs it is told that its chunk is in no pack.
+    /// nothing; whoever needs it is told that its chunk is in no pack. That must not be said of a store that is away.
     ///
     /// # Errors
-    /// When the listing fails, or the index.
+    /// When the listing fails, the index, or the store cannot be reached.
     pub fn read(repo: &Repo) -> Result<Trailers, RepoError> {
         let mut unlisted = Vec::new();
         for folder in ["data/", "meta/"] {
@@ -73,18 +73,26 @@ impl Trailers {
             }
         }
         let next = AtomicUsize::new(0);
-        let found = Mutex::new(Trailers::default());
+        let (found, outage) = (Mutex::new(Trailers::default()), Mutex::new(None));
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE.min(unlisted.len()) {
                 scope.spawn(|| {
                     while let Some((kind, pack, session, size)) = unlisted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Ok((size, trailer)) = read_trailer(repo, *kind, *pack, *session, *size) {
-                            found.lock().add(*kind, *pack, *session, size, trailer);
+                        match read_trailer(repo, *kind, *pack, *session, *size) {
+                            Ok((size, trailer)) => found.lock().add(*kind, *pack, *session, size, trailer),
+                            Err(error) if error.is_outage() => {
+                                outage.lock().get_or_insert(error);
+                                break;
+                            }
+                            Err(_) => {}
                         }
                     }
                 });
             }
         });
+        if let Some(outage) = outage.into_inner() {
+            return Err(outage);
+        }
         let mut found = found.into_inner();
         found.chunks.sort_unstable_by_key(|chunk| chunk.id_start);
         Ok(found)

@@ -7,13 +7,17 @@ use larder::edge::store::{Prefix, Store, StoreKey};
 use larder::ops::{Progress, backup};
 use larder::pure::crypto::kdf::Cost;
 use larder::pure::format::run::StoredAs;
+use larder::pure::format::session::SessionRole;
 use larder::pure::id::ChunkId;
 use larder::repo::Repo;
 use larder::repo::open;
+use larder::repo::pack_writer::Claim;
+use larder::repo::session::Session;
 use larder::source::stream::Stream;
 use larder::testing::fault_store::{Fault, FaultStore};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A dump of so many rows, of which every 97th is another one from night to night, and to which rows are added in front.
 fn dump(rows: u32, night: u32) -> Vec<u8> {
@@ -215,4 +219,25 @@ fn packs_of_an_interrupted_run_are_taken_over_with_their_bases_or_not_at_all() {
         let is_stored_again = next.stats.bytes_new > 1_000_000;
         assert_eq!(is_stored_again, lose_base, "{next:?}");
     }
+}
+
+/// Whoever refers to a delta depends on its base too: a generation that condemns the base must not be acknowledged.
+#[test]
+fn base_of_a_delta_that_was_looked_up_counts_as_used() {
+    let world = World::in_memory();
+    for number in 0..3 {
+        std::fs::write(world.source().join("dump.sql"), dump(30_000, number)).unwrap();
+        night(&world, "machine", true);
+    }
+    let repo = world.open("other");
+    repo.sync_history().unwrap();
+    let session = Session::begin(&repo, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    let deltas = deltas_of(&repo);
+    assert!(!deltas.is_empty());
+    for (delta, base) in deltas {
+        assert_eq!(session.writer().claim(&delta).unwrap(), Claim::Known);
+        let base = repo.index.find(&base).unwrap().expect("a base is there").pack;
+        assert!(session.writer().used().contains(&base), "{base:?}");
+    }
+    session.abandon();
 }

@@ -1,10 +1,14 @@
 //! Packs that the store has lost, whole or in part: the next backup does not refer to them, and stores again what is still at
 //! hand (invariant I-5; reliability.md A3, "ghost deduplication").
 
-use crate::story::{World, credential, noise, options, tree};
+use crate::story::{World, credential, noise, options, restore_options, tree};
 use bytes::Bytes;
-use larder::edge::store::{Created, Part, Prefix, Store, StoreKey, local::LocalStore, memory::MemoryStore};
-use larder::ops::backup;
+use larder::edge::store::{
+    Abilities, Created, Failure, Listed, Part, Prefix, Stat, Store, StoreError, StoreKey, local::LocalStore,
+    memory::MemoryStore,
+};
+use larder::ops::{Progress, backup, check, restore};
+use larder::pure::base::{Explain, Kind};
 use larder::pure::id::SessionId;
 use larder::testing::fault_store::FaultStore;
 use larder::testing::small::SmallRepo;
@@ -222,4 +226,59 @@ fn pack_that_comes_back_is_used_again() {
     assert!(world.check("machine").findings.is_empty());
     let again = back_up(&world, "machine", backup::ParentChoice::None);
     assert_eq!(again.stats.chunks_new, 0);
+}
+
+/// A store that gives no ends of packs, because it cannot be reached.
+#[derive(Debug)]
+struct WithoutEnds(Arc<dyn Store>);
+
+impl Store for WithoutEnds {
+    fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
+        self.0.create(key, body)
+    }
+    fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
+        match part {
+            Part::Suffix(_) => Err(StoreError::new("reading", key, Failure::Unreachable)),
+            part => self.0.read(key, part),
+        }
+    }
+    fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
+        self.0.list(prefix, each)
+    }
+    fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError> {
+        self.0.stat(key)
+    }
+    fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
+        self.0.remove(keys)
+    }
+    fn prepare(&self) -> Result<(), StoreError> {
+        self.0.prepare()
+    }
+    fn probe(&self) -> Result<Abilities, StoreError> {
+        self.0.probe()
+    }
+    fn set_conditional(&self, conditional: bool) {
+        self.0.set_conditional(conditional);
+    }
+    fn location(&self) -> String {
+        self.0.location()
+    }
+}
+
+/// Without an index, packs say what is in them. If the store is away while they are asked, that is what is said, and not that
+/// chunks are missing.
+#[test]
+fn store_that_is_away_is_not_taken_for_lost_chunks() {
+    let world = world(false);
+    let snapshot = back_up(&world, "first", backup::ParentChoice::None).snapshot.unwrap();
+    for run in packs(&*world.store, "idx/") {
+        world.store.remove(&[run]).unwrap();
+    }
+    assert_restores(&world, &snapshot, "no index");
+    let repo = world.open_on(Arc::new(WithoutEnds(world.store.clone())), "away");
+    repo.sync_history().unwrap();
+    let snapshot = repo.snapshots().unwrap().remove(0);
+    let options = restore_options(snapshot, None, world.dir.path().join("nothing"));
+    let error = restore::run(&repo, &options, &Progress::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{}", check::chain(&error));
 }

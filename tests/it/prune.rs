@@ -310,6 +310,31 @@ fn dry_run_says_the_same_and_writes_nothing() {
     );
 }
 
+/// A prune that deletes only leaves a pack for what is alive in it. A delta in it that nobody needs may have lost its base: that is no
+/// damage.
+#[test]
+fn delta_that_nobody_needs_may_lose_its_base() {
+    let mut yard = Yard::new(|_| {});
+    let mut changing = noise(50, 60_000);
+    yard.write("changes", &changing);
+    yard.night();
+    for at in (3_000..60_000).step_by(9_000) {
+        changing[at] ^= 1;
+    }
+    yard.write("changes", &changing);
+    yard.write("stays", &noise(1, 30_000));
+    let report = back_up(Arc::new(yard.store.clone()), &yard.cache(), &admin(), &yard.source()).unwrap();
+    assert!(report.deltas > 0);
+    yard.nights.push((report.snapshot.unwrap(), tree(&yard.source())));
+    std::fs::remove_file(yard.source().join("changes")).unwrap();
+    yard.night();
+    yard.forget(0);
+    yard.forget(1);
+    let report = yard.prune();
+    assert!(report.deleted.packs > 0, "{report:?}");
+    assert_eq!(yard.assert_sound(&yard.store, "pruned"), yard.ids([2]));
+}
+
 #[test]
 fn what_is_held_or_pinned_stays() {
     let yard = Yard::with_nights();

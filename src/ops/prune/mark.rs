@@ -92,6 +92,8 @@ impl<'r> Marker<'r> {
     /// When anything of them cannot be read, or the user wants it to end.
     pub(super) fn mark(&mut self, live: &[SessionId], progress: &Progress) -> Result<(), OpError> {
         let repo = self.reader.repo();
+        // These snapshots may be younger than the index, and than what was seen of packs when the ones before were marked.
+        self.reader.forget_trailers();
         let mut roots = Vec::new();
         for session in live.iter().filter(|session| !self.marked.contains(session)) {
             let snapshot = repo.snapshot(session)?;

@@ -295,7 +295,7 @@ const SMALL: &[Config] = &[
     Config::new(1, 1, 0, 0).two_chunks().checkpoints(),
 ];
 
-/// What a night exhausts: fifty million states and more, in some four minutes and less than 2 GiB (release build).
+/// What a night exhausts: more than a hundred million states, in some eight minutes and less than 3 GiB (release build, a quiet machine).
 const LARGE: &[Config] = &[
     Config::new(2, 1, 0, 2),
     Config::new(2, 1, 0, 1).deltas(),
