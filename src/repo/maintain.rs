@@ -152,7 +152,11 @@ impl Repo {
                 _ => true,
             }
         };
-        match links.iter().find(leads_nowhere) {
+        match links
+            .iter()
+            .find(leads_nowhere)
+            .filter(|_| !chaos!("links-are-not-followed"))
+        {
             None => Ok(()),
             Some((known, _)) => Err(RepoError::Gap {
                 what: format!("the outcome before snap/{} is not there", known.session),

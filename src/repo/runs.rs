@@ -101,7 +101,7 @@ impl Repo {
         // Before the listing: whatever an outcome accepts was durable before it, so the listing has it.
         let accepted = self.accepted_runs()?;
         let valid = sort_runs(accepted, self.list_runs()?);
-        if valid.missing.is_empty() {
+        if valid.missing.is_empty() || chaos!("short-listing-is-believed") {
             return Ok(valid);
         }
         // It may have been absorbed by a run that was made since; and a bad listing must not pass for a loss (I-8).
@@ -165,7 +165,7 @@ fn sort_runs(accepted: Accepted, listed: Vec<ListedRun>) -> ValidRuns {
     let mut there = Vec::new();
     for run in listed {
         let name = run.name();
-        if !missing.contains(&name) {
+        if !missing.contains(&name) && !chaos!("every-run-counts") {
             valid.not_accepted.push(run);
         } else if accepted.is_whole(&run) {
             missing.remove(&name);

@@ -190,7 +190,7 @@ impl<'r> Session<'r> {
         let _ = repo.store.sweep();
         session.begin_with(parents.into_iter().collect())?;
         // What is condemned must be known first.
-        if !session.index_failed {
+        if !session.index_failed && !chaos!("nothing-is-adopted") {
             let adopted = session.adopt();
             session.without_index(adopted)?;
         }
@@ -293,6 +293,9 @@ impl<'r> Session<'r> {
     }
 
     fn acknowledge(&mut self, acked: Vec<SessionId>) -> Result<(), RepoError> {
+        if chaos!("acknowledgement-is-not-written") {
+            return Ok(());
+        }
         let repo = self.repo;
         let object = Acknowledgement {
             kid: repo.kid,
@@ -579,7 +582,9 @@ impl<'r> Session<'r> {
     /// The first repository error of the session.
     pub fn make_durable(&mut self) -> Result<Durable, RepoError> {
         let durable = self.writer.finish()?;
-        self.write_runs(RUN_RECORDS)?;
+        if !chaos!("last-run-is-not-written") {
+            self.write_runs(RUN_RECORDS)?;
+        }
         Ok(durable)
     }
 
@@ -832,7 +837,7 @@ fn publish_outcome(
         Created::New => (Event::OutcomeCreated, opened_own(repo, outcome, sealed)?),
         Created::Exists => {
             let stored = repo.fetch_outcome(&outcome.session)?;
-            let ours = stored.0.object_id == object_id;
+            let ours = stored.0.object_id == object_id || chaos!("fence-is-own-commit");
             (Event::OutcomeExists { ours }, stored)
         }
     })
@@ -872,7 +877,7 @@ fn next_in_chain(repo: &Repo) -> Result<(u64, Option<ObjectHash>), RepoError> {
 
 fn following(sequence: u64) -> Result<u64, RepoError> {
     sequence
-        .checked_add(1)
+        .checked_add(u64::from(!chaos!("number-is-given-twice")))
         .ok_or_else(|| internal("this key has used up its outcome numbers"))
 }
 
@@ -972,6 +977,9 @@ fn recover(repo: &Repo) -> Result<bool, RepoError> {
         let Some(_lock) = HostLock::try_take(&lock_path)? else {
             continue;
         };
+        if chaos!("own-crashed-session-stays-open") {
+            continue;
+        }
         any = true;
         repo.sync_outcomes(&mut HistoryState::default())?;
         let session = open.session;
@@ -1050,7 +1058,7 @@ pub(super) fn end_session_of_another(repo: &Repo, session: &SessionId, end: End)
             Err(error) if error.is_damage() => false,
             Err(error) => return Err(error),
         };
-        if !is_sound {
+        if !is_sound && !chaos!("fence-accepts-broken-runs") {
             continue;
         }
         match accepted.last_mut() {

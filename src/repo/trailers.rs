@@ -80,7 +80,7 @@ impl Trailers {
                     while let Some((kind, pack, session, size)) = unlisted.get(next.fetch_add(1, Ordering::Relaxed)) {
                         match read_trailer(repo, *kind, *pack, *session, *size) {
                             Ok((size, trailer)) => found.lock().add(*kind, *pack, *session, size, trailer),
-                            Err(error) if error.is_outage() => {
+                            Err(error) if error.is_outage() && !chaos!("outage-is-damage") => {
                                 outage.lock().get_or_insert(error);
                                 break;
                             }

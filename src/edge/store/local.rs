@@ -690,11 +690,17 @@ fn write_durably(file: &OwnedFd, body: &[u8]) -> Result<(), Errno> {
         done += piece.len() as u64;
     }
     // A failed sync is not tried again: the pages it lost are clean now, and a second sync would say that all is well.
+    if chaos!("files-are-not-synced") {
+        return Ok(());
+    }
     rustix::fs::fdatasync(file)
 }
 
 /// Syncs a directory. Some network and FUSE file systems cannot and say so; there nothing is lost by going on.
 fn sync_directory(path: &Path) -> Result<(), Errno> {
+    if chaos!("directories-are-not-synced") {
+        return Ok(());
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?;
     match retry_on_intr(|| rustix::fs::fsync(&directory)) {
@@ -706,6 +712,9 @@ fn sync_directory(path: &Path) -> Result<(), Errno> {
 /// Links, and finds out who won when the answer cannot be trusted: over NFS a repeated request is answered EEXIST although
 /// the first one did it. Then the file has two names.
 fn link(file: &OwnedFd, tmp: &Path, path: &Path) -> Result<Created, Errno> {
+    if chaos!("names-are-overwritten") {
+        return rustix::fs::rename(tmp, path).map(|()| Created::New);
+    }
     match rustix::fs::link(tmp, path) {
         Ok(()) => Ok(Created::New),
         Err(errno) => {

@@ -259,7 +259,7 @@ impl<S: Store> Store for RetryStore<S> {
                 }
                 Ok(Created::Exists) => {
                     self.note_success();
-                    if attempts.failures == 0 {
+                    if attempts.failures == 0 || chaos!("lost-reply-is-somebody-else") {
                         return Ok(Created::Exists);
                     }
                     match self.is_ours(key, &body)? {

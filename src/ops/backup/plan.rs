@@ -446,8 +446,13 @@ impl<'a, 'r> Planner<'a, 'r> {
             (EntryKind::File { .. }, EntryKind::File { size, .. }) => stat.size == *size,
             (a, b) => a == b,
         };
+        let ctime = if chaos!("change-times-are-not-compared") {
+            before.ctime
+        } else {
+            now.ctime
+        };
         if !same_kind
-            || (now.mode, now.uid, now.gid, now.mtime, now.ctime, now.ino)
+            || (now.mode, now.uid, now.gid, now.mtime, ctime, now.ino)
                 != (
                     before.mode,
                     before.uid,

@@ -208,7 +208,11 @@ fn orphans(
     };
     Ok(listed
         .iter()
-        .filter(|listed| !known.contains(&listed.pack) && !running.contains(&listed.session) && is_old(listed))
+        .filter(|listed| {
+            !known.contains(&listed.pack)
+                && !running.contains(&listed.session)
+                && (is_old(listed) || chaos!("orphans-are-condemned-at-once"))
+        })
         .map(|listed| CondemnedPack {
             pack: listed.pack,
             session: listed.session,

@@ -154,7 +154,7 @@ fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Res
 
 /// Ends the run if something that is alive has no copy anywhere.
 fn refuse_homeless(homeless: &Homeless) -> Result<(), OpError> {
-    if homeless.nowhere_total == 0 {
+    if homeless.nowhere_total == 0 || chaos!("missing-chunks-are-no-matter") {
         return Ok(());
     }
     let named: Vec<String> = homeless.nowhere.iter().take(3).map(ToString::to_string).collect();

@@ -205,7 +205,7 @@ impl Survey {
     /// # Errors
     /// When the index fails, or there is no room for sorting.
     pub(super) fn take_in(&mut self, repo: &Repo, ids: &mut IdCollector) -> Result<Homeless, OpError> {
-        if repo.index.has_deltas()? {
+        if repo.index.has_deltas()? && !chaos!("bases-are-not-kept") {
             self.collect_bases(repo, ids)?;
         }
         let Survey { packs, bases } = self;
@@ -300,10 +300,10 @@ fn choose(packs: &[Account], copies: &[IndexedChunk], needs_full: bool) -> Choic
     let rank = |copy: &&IndexedChunk| {
         let is_delta = copy.stored_as == StoredAs::Delta;
         let rank = match (standing(copy), is_delta) {
-            (_, true) if needs_full => return None,
+            (_, true) if needs_full && !chaos!("delta-serves-as-base") => return None,
             (Standing::Stays, false) => 0,
             (Standing::Stays, true) => 1,
-            (Standing::Damaged, false) => 2,
+            (Standing::Damaged, false) => 2 * u8::from(!chaos!("damaged-copy-is-kept")),
             (Standing::Damaged, true) => 3,
             (Standing::Condemned | Standing::Useless, _) => return None,
         };

@@ -35,7 +35,7 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: Vec<ListedPack>) -> Result<Ve
     let repo = work.repo;
     repo.sync_condemned()?;
     work.report.waiting = total_among(&listed, &all_condemned(repo)?);
-    if work.report.waiting.packs == 0 || work.options.dry_run {
+    if work.report.waiting.packs == 0 || work.options.dry_run && !chaos!("dry-run-deletes") {
         return Ok(listed);
     }
     let mut session = Session::begin(repo, None, SessionRole::Sweep, work.options.uploads, Instant::now())?;

@@ -368,6 +368,9 @@ impl<'p> Group<'p> {
                 let (good, suspect) = periods.entry(period).or_default();
                 let place = if grade == Grade::Good { good } else { suspect };
                 place.get_or_insert(index);
+                if chaos!("newest-of-a-period-is-kept") {
+                    *place = Some(index);
+                }
             }
             let mut number = 0;
             for (period, (good, suspect)) in periods.into_iter().rev() {
@@ -437,7 +440,7 @@ impl<'p> Group<'p> {
                     },
                 );
             }
-            if let Some(by) = point.pinned_by {
+            if let Some(by) = point.pinned_by.filter(|_| !chaos!("pinned-snapshots-are-forgotten")) {
                 self.keep(index, Reason::Pinned { by });
             }
             if self.grades[index] == Grade::Future {

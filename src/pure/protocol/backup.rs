@@ -159,12 +159,13 @@ impl BackupProtocol {
             (State::Registering, Event::Registered) => (State::ListingDrops, Action::ListDrops),
             (State::ListingDrops, Event::Drops { dropped }) => {
                 let lost = self.parents.iter().find(|parent| dropped.contains(parent)).copied();
-                self.parents.retain(|parent| !dropped.contains(parent));
+                self.parents
+                    .retain(|parent| !dropped.contains(parent) || chaos!("dropped-parent-is-used"));
                 self.to_check.clone_from(&self.parents);
                 self.next_check(lost)
             }
             (State::CheckingParent(parent), Event::ParentExists(exists)) => {
-                if !exists {
+                if !exists && !chaos!("vanished-parent-is-used") {
                     self.parents.retain(|other| *other != parent);
                 }
                 self.next_check((!exists).then_some(parent))
@@ -194,7 +195,7 @@ impl BackupProtocol {
                 self.acked.extend(
                     generations
                         .into_iter()
-                        .filter(|generation| !touched.contains(generation)),
+                        .filter(|generation| !touched.contains(generation) || chaos!("used-packs-are-acknowledged")),
                 );
                 if self.acked.len() == before {
                     (State::Working, self.work())
@@ -242,7 +243,7 @@ impl BackupProtocol {
     /// What comes after a pin was looked at; `lost` is one that does not hold.
     fn next_check(&mut self, lost: Option<SessionId>) -> (State, Action) {
         // A new session does without a lost parent. One that goes on has already built on it.
-        if let Some(lost) = lost.filter(|_| self.checkpoint.is_some()) {
+        if let Some(lost) = lost.filter(|_| self.checkpoint.is_some() && !chaos!("lost-pin-is-no-matter")) {
             return (State::Ended, Action::Finish(Finish::Unpinned(lost)));
         }
         match self.to_check.pop() {

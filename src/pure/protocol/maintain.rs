@@ -196,10 +196,13 @@ impl MaintenanceProtocol {
         };
         let waiting: Vec<SessionId> = match self.purpose {
             Purpose::Condemn => Vec::new(),
+            Purpose::Sweep if chaos!("sweep-waits-for-nobody") => Vec::new(),
             Purpose::Sweep => others().filter(lags).map(|other| other.session).collect(),
         };
         let pins: BTreeSet<SessionId> = others().flat_map(|other| other.pins.iter().copied()).collect();
-        self.pins = pins;
+        if !chaos!("sweep-ignores-pins") {
+            self.pins = pins;
+        }
         if waiting.is_empty() {
             (State::ListingSnapshots, Action::ListSnapshots)
         } else {

@@ -63,9 +63,11 @@ pub fn components(key: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
 pub fn check_component(component: &[u8]) -> Result<(), Malformed> {
     match component {
         [] => malformed("tree key: empty component"),
-        b"." | b".." => malformed("tree key: component . or .."),
+        b"." | b".." if !chaos!("dots-are-names") => malformed("tree key: component . or .."),
         _ if component.len() > COMPONENT_BYTES_MAX => malformed("tree key: component longer than 4096 bytes"),
-        _ if component.contains(&b'/') => malformed("tree key: component with a slash"),
+        _ if component.contains(&b'/') && !chaos!("slashes-are-in-names") => {
+            malformed("tree key: component with a slash")
+        }
         _ if component.contains(&0) => malformed("tree key: component with a zero byte"),
         _ => Ok(()),
     }
