@@ -43,8 +43,10 @@ pub struct ValidRuns {
     pub tops: Vec<ListedRun>,
     /// They count and are there, and another one of those has absorbed them.
     pub absorbed: Vec<ListedRun>,
-    /// No outcome accepts them, or not like this.
+    /// No outcome accepts them, or not like this. That of their session may not have been there yet: see `ended`.
     pub not_accepted: Vec<ListedRun>,
+    /// The sessions that have said, or of which somebody has said, what is accepted of them.
+    pub ended: HashSet<SessionId>,
     /// Accepted by an outcome, neither there nor absorbed by one that is.
     pub missing: Vec<String>,
     /// What outcomes say of the runs of level 1 and above, by name.
@@ -111,8 +113,12 @@ impl Repo {
 
     fn accepted_runs(&self) -> Result<Accepted, RepoError> {
         let voided = self.voided()?;
-        let mut accepted = Accepted::default();
+        let mut accepted = Accepted {
+            ended: voided.clone(),
+            ..Accepted::default()
+        };
         for known in self.index.outcomes()? {
+            accepted.ended.insert(known.session);
             // Nothing of a voided session is accepted, whatever its outcome says.
             if voided.contains(&known.session) {
                 continue;
@@ -136,6 +142,7 @@ struct Accepted {
     /// Inclusive ranges of numbers of L0 runs.
     level0: Vec<(SessionId, Vec<(u32, u32)>)>,
     descriptors: HashMap<String, RunDescriptor>,
+    ended: HashSet<SessionId>,
 }
 
 impl Accepted {
@@ -173,6 +180,7 @@ fn sort_runs(accepted: Accepted, listed: Vec<ListedRun>) -> ValidRuns {
         }
     }
     valid.descriptors = accepted.descriptors;
+    valid.ended = accepted.ended;
     let mut absorbed = HashSet::new();
     for run in there.iter().filter(|run| run.level > 0) {
         let name = run.name();
@@ -232,6 +240,7 @@ mod tests {
                     (run_name(*level, &sid(*byte)), descriptor)
                 })
                 .collect(),
+            ended: level0.iter().map(|byte| sid(*byte)).collect(),
         }
     }
 

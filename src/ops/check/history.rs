@@ -19,6 +19,7 @@ use crate::repo::error::object_error;
 use crate::repo::index::KnownOutcome;
 use crate::repo::open::read_whole;
 use crate::repo::runs::ListedRun;
+use crate::repo::snapshots::HistoryState;
 use crate::repo::{Repo, RepoError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -250,6 +251,8 @@ fn open_mark(repo: &Repo, name: &ObjectName) -> Result<(), RepoError> {
 /// Every run that counts is there and decodes. What the local index does not know yet is taken in, which is the same reading.
 pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
     repo.sync_condemned()?;
+    // After the condemnations: copies of what is condemned were published before.
+    repo.sync_outcomes(&mut HistoryState::default())?;
     let sync = repo.sync_index()?;
     for (name, error) in &sync.broken {
         report.error(name, error);

@@ -20,6 +20,7 @@ use crate::repo::error::{object_error, store_error};
 use crate::repo::index::PackState;
 use crate::repo::open::{list_names, read_whole, store_key};
 use crate::repo::runs::{ListedRun, ValidRuns};
+use crate::repo::snapshots::HistoryState;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), 
     if work.options.dry_run {
         return Ok(());
     }
+    repo.sync_outcomes(&mut HistoryState::default())?;
     let received = repo.received()?;
     let Some(now) = received.values().max().copied() else {
         return Ok(());
@@ -101,11 +103,10 @@ fn remove_runs(work: &mut Work<'_, '_>, times: &Times) -> Result<(), OpError> {
             Err(error) => return Err(error.into()),
         }
     }
-    // Its session has ended without it, so it can never count.
-    let useless = valid
-        .not_accepted
-        .iter()
-        .filter(|run| times.ended_before(&run.session, delay));
+    // Its session has ended without it, so it can never count. That there is an outcome is not enough: one that came late was not
+    // read for this.
+    let never_counts = |run: &&ListedRun| valid.ended.contains(&run.session) && times.ended_before(&run.session, delay);
+    let useless = valid.not_accepted.iter().filter(never_counts);
     doomed.extend(useless.flat_map(objects));
     doomed.sort_unstable();
     doomed.dedup();

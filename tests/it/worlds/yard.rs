@@ -194,13 +194,11 @@ impl Yard {
         let repo = self.open(&store, cache, machine)?;
         let options = prune::Options {
             grace,
-            threads: 1,
-            uploads: 1,
             repack: rewrites.then_some(RepackLimits {
                 unused_share: 0.05,
                 copied_bytes_max: u64::MAX,
             }),
-            ..prune::Options::default()
+            ..crate::prune::prune_options()
         };
         prune::run(&repo, &options, &Progress::default())
     }
