@@ -21,7 +21,8 @@ import blake3
 import zstandard
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 MIB = 1 << 20
@@ -287,7 +288,34 @@ def open_envelope(data, kind, name, key_for):
 
 
 # ---------------------------------------------------------------- 3, 10 keys
-Epoch = namedtuple("Epoch", "s_id s_idx s_meta s_data id_meta")
+def hpke_open(key_material, psk, psk_id, info, aad, encapsulated, sealed, what):
+    """RFC 9180 single-shot Open in mode_psk: DHKEM(X25519, HKDF-SHA256) 0x0020, HKDF-SHA256 0x0001, AES-256-GCM 0x0002."""
+    kem, suite = b"KEM\0\x20", b"HPKE\0\x20\0\1\0\2"
+
+    def extract(suite_id, salt, label, ikm):
+        return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite_id + label + ikm, "sha256")
+
+    def expand(suite_id, prk, label, context, length):   # all lengths fit into one block
+        text = length.to_bytes(2, "big") + b"HPKE-v1" + suite_id + label + context
+        return hmac.digest(prk, text + b"\1", "sha256")[:length]
+
+    private = X25519PrivateKey.from_private_bytes(expand(kem, extract(kem, b"", b"dkp_prk", key_material), b"sk", b"", 32))
+    try:
+        shared = private.exchange(X25519PublicKey.from_public_bytes(encapsulated))
+    except ValueError:                                    # a point of low order
+        raise Corrupt(f"{what}: does not open") from None
+    kem_context = encapsulated + private.public_key().public_bytes_raw()
+    shared = expand(kem, extract(kem, b"", b"eae_prk", shared), b"shared_secret", kem_context, 32)
+    context = b"\1" + extract(suite, b"", b"psk_id_hash", psk_id) + extract(suite, b"", b"info_hash", info)
+    secret = extract(suite, shared, b"secret", psk)
+    key, nonce = expand(suite, secret, b"key", context, 32), expand(suite, secret, b"base_nonce", context, 12)
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, aad)
+    except InvalidTag:
+        raise Corrupt(f"{what}: does not open") from None
+
+
+Epoch = namedtuple("Epoch", "s_id s_idx s_meta s_data id_meta s_psk", defaults=[None])
 
 
 class Keys:
@@ -317,9 +345,16 @@ class Keys:
         """(domain, epoch, blob key) of an 88-byte slot."""
         method, domain, keyset, epoch = struct.unpack("<BBHI", slot[:8])
         need(domain in (1, 2), "slot: unknown domain")
-        if method != 1 or keyset != 0:
+        if method not in (1, 2) or keyset != 0:
             raise Unsupported(f"slot: method {method}, keyset {keyset}")
         word = ("data", "meta")[domain - 1]
+        if method == 2:
+            need(len(slot) == 88, "slot: length")
+            psk = self.secret(epoch, "s_psk")[:32]
+            session = hpke_open(dk(f"larder v1 hpke {word}", self.secret(epoch, "s_" + word)), psk, self.repo + slot[4:8],
+                                b"larder v1 slot" + self.repo + slot[:8], b"LSLT" + self.repo + slot[:8], slot[8:40], slot[40:],
+                                "slot")
+            return domain, epoch, dk(f"larder v1 blob {word}", session + self.repo)
         kek = dk(f"larder v1 slot kek {word}", self.secret(epoch, "s_" + word))
         wrap = kh(kek, b"larder v1 slot" + slot[8:40])
         session = unseal(wrap, bytes(12), slot[40:], b"LSLT" + self.repo + slot[:40], "slot")
@@ -1000,7 +1035,7 @@ class Repository:
             except Corrupt as error:
                 self.warn(str(error))
                 continue
-            epochs = {e[0]: Epoch(e.get(1), e.get(4), e.get(5), e.get(6), e.get(10)) for e in grant[7]}
+            epochs = {e[0]: Epoch(e.get(1), e.get(4), e.get(5), e.get(6), e.get(10), e.get(7)) for e in grant[7]}
             return Keys(repo, epochs), grant[6]
         raise Corrupt(f"no grant for {kid} opens")
 

@@ -20,7 +20,7 @@ import shutil
 import struct
 
 from forge import *  # noqa: F403
-from vec import DELTA_BASE, DELTA_FRAME, DELTA_RAW, ZEROS_1000, ZSTD_FRAME
+from vec import (DELTA_BASE, DELTA_FRAME, DELTA_RAW, EPHEMERAL, ZEROS_1000, ZSTD_FRAME, hpke_public, hpke_slot)
 
 CASES = {}
 HELLO = Blob(0, b"hello larder\n")
@@ -90,6 +90,24 @@ def slots():
     case("slot-method-3", "slot", "method 3 is reserved", b"\3" + good[1:])
     case("slot-sealed-flip", "slot", "one bit of the sealed key", flip(good, 87))
     case("slot-cut", "slot", "87 bytes", good[:-1])
+    wrapped = hpke_slot(DATA, EPHEMERAL)
+    ok("slot-hpke", "slot", "method 2", wrapped)
+    ok("slot-hpke-meta", "slot", "method 2, of metadata", hpke_slot(META, EPHEMERAL))
+    case("slot-hpke-cut", "slot", "method 2, 87 bytes", wrapped[:-1])
+    case("slot-hpke-called-symmetric", "slot", "method 2 called 1", b"\1" + wrapped[1:])
+    case("slot-symmetric-called-hpke", "slot", "method 1 called 2", b"\2" + good[1:])
+    case("slot-hpke-keyset-1", "slot", "keysets are reserved", hpke_slot(DATA, EPHEMERAL, keyset=1))
+    case("slot-hpke-wrong-domain", "slot", "wrapped for data, called meta", flip(wrapped, 1, 3))
+    case("slot-hpke-other-recipient", "slot", "wrapped for the public key of the other domain",
+         hpke_slot(DATA, EPHEMERAL, recipient=hpke_public(META)))
+    case("slot-hpke-wrong-epoch", "slot", "epoch changed", flip(wrapped, 4, 3))
+    case("slot-hpke-psk", "slot", "another shared secret", hpke_slot(DATA, EPHEMERAL, psk=bytes([9]) * 32))
+    case("slot-hpke-psk-epoch", "slot", "the shared secret of another epoch is named", hpke_slot(DATA, EPHEMERAL, psk_epoch=2))
+    case("slot-hpke-other-repository", "slot", "wrapped in another repository", hpke_slot(DATA, EPHEMERAL, repo=bytes(16)))
+    case("slot-hpke-enc-flip", "slot", "one bit of enc", flip(wrapped, 8))
+    case("slot-hpke-enc-high-bit", "slot", "the bit of enc that X25519 ignores", flip(wrapped, 39, 128))
+    case("slot-hpke-enc-zero", "slot", "enc of low order", wrapped[:8] + bytes(32) + wrapped[40:])
+    case("slot-hpke-sealed-flip", "slot", "one bit of the sealed key", flip(wrapped, 87))
 
 
 def blobs():
@@ -535,6 +553,11 @@ def protectors():
         case(f"key-file-{case_name}", "key-file", why, data)
     name, grant = grant_object()
     ok("grant-good", "grant", "admin", grant, name=name)
+    put_only = {0: 1, 1: S_ID, 2: S_CDC, 3: S_SPLIT, 4: S_IDX, 7: S_PSK, 8: hpke_public(META), 9: hpke_public(DATA)}
+    ok("grant-put-only", "grant", "a writer that reads nothing back",
+       grant_object({**grant_body(), 3: 1, 7: [put_only], 9: []})[1], name=name)
+    case("grant-public-key", "grant", "public key of 31 bytes",
+         grant_object({**grant_body(), 7: [{**put_only, 8: bytes(31)}]})[1], name=name)
     case("grant-renamed", "grant", "copied to another number", grant, name=name[:-1] + "1")
     for case_name, why, changes in (("repo", "R of another repository", {4: bytes(16)}), ("no-epoch", "no epoch", {7: []}),
                                     ("secret", "secret of 31 bytes", {7: [{0: 1, 4: bytes(31)}]}),

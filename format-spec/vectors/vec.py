@@ -234,6 +234,24 @@ def hpke_psk_seal(ephemeral, recipient, psk, psk_id, info, aad, plaintext, aead=
     return enc, AESGCM(key).encrypt(_labeled_expand(suite, mixed, b"base_nonce", context, 12), plaintext, aad)
 
 
+def hpke_public(domain):
+    secret = {DATA: S_DATA, META: S_META}[domain]
+    return _public(_derive_key_pair(dk("larder v1 hpke " + DOMAIN[domain], secret + REPO)))
+
+
+def hpke_slot(domain, ephemeral, psk=S_PSK, epoch=1, psk_epoch=None, recipient=None, keyset=0, repo=REPO):
+    """A slot of method 2, with one thing other than it must be where a case wants that."""
+    head = struct.pack("<BBHI", 2, domain, keyset, epoch)
+    enc, sealed = hpke_psk_seal(ephemeral, recipient or hpke_public(domain), psk,
+                                repo + struct.pack("<I", psk_epoch or epoch), b"larder v1 slot" + repo + head,
+                                b"LSLT" + repo + head, {DATA: SK_DATA, META: SK_META}[domain])
+    return head + enc + sealed
+
+
+EPHEMERAL_RAW = X25519PrivateKey.from_private_bytes(bytes([0x77]) * 32)
+EPHEMERAL = _derive_key_pair(bytes(range(0x40, 0x60)))
+
+
 def hpke():
     # RFC 9180 A.1.2 first: mode_psk, X25519, HKDF-SHA256, AES-128-GCM.
     enc, sealed = hpke_psk_seal(
@@ -244,13 +262,10 @@ def hpke():
         b"Ennyn Durin aran Moria", b"Ode on a Grecian Urn", b"Count-0", b"Beauty is truth, truth beauty", aead=1)
     assert enc.hex().startswith("0ad0950d9fb9588e59690b74f1237ecd"), "HPKE differs from RFC 9180 A.1.2"
     assert sealed.hex().startswith("e52c6fed7f758d0cf7145689f21bc1be6ec9ea097fef4e959440012f4feb73fb")
-    recipient = _public(_derive_key_pair(dk("larder v1 hpke data", S_DATA + REPO)))
-    put("pk_data", recipient)
-    head = struct.pack("<BBHI", 2, 1, 0, 1)
-    enc, sealed = hpke_psk_seal(X25519PrivateKey.from_private_bytes(bytes([0x77]) * 32), recipient, S_PSK,
-                                REPO + struct.pack("<I", 1), b"larder v1 slot" + REPO + head, b"LSLT" + REPO + head,
-                                SK_DATA)
-    put("slot(method=2 HPKE mode_psk, domain=data, epoch=1, skE=77*32)", head + enc + sealed)
+    put("pk_data", hpke_public(DATA))
+    put("slot(method=2 HPKE mode_psk, domain=data, epoch=1, skE=77*32)", hpke_slot(DATA, EPHEMERAL_RAW))
+    put("pk_meta", hpke_public(META))
+    put("slot(method=2 HPKE mode_psk, domain=meta, epoch=1, skE=DeriveKeyPair(40..5f))", hpke_slot(META, EPHEMERAL))
 
 
 def objects(pack, leaf):

@@ -14,7 +14,7 @@ import larder_reader as reader  # noqa: E402
 
 REPO = bytes(range(0x10, 0x20))
 S = {name: bytes([n]) * 32 for n, name in enumerate(("id", "cdc", "split", "idx", "meta", "data", "psk"), 1)}
-KEYS = reader.Keys(REPO, {1: reader.Epoch(S["id"], S["idx"], S["meta"], S["data"], None)})
+KEYS = reader.Keys(REPO, {1: reader.Epoch(S["id"], S["idx"], S["meta"], S["data"], None, S["psk"])})
 GRANT_KEY = reader.dk("larder v1 grant key", bytes([8]) * 32 + REPO)
 
 

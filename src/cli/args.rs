@@ -311,11 +311,20 @@ pub enum KeyCommand {
     Add(KeyAddArgs),
     /// Give a machine or a person a key of its own
     #[command(
-        after_help = "Examples:\n  larder repo key add-writer web1 --new-key-file web1.key\n  larder repo key add-writer cleaner --duty maintainer --new-key-file cleaner.key\n\n\
+        after_help = "Examples:\n  larder repo key add-writer web1 --new-key-file web1.key\n  larder repo key add-writer cleaner --duty maintainer --new-key-file cleaner.key\n  \
+larder repo key add-writer web2 --duty put-only --new-key-file web2.key\n\n\
 A key of its own for each machine keeps their histories apart, and one that is stolen cannot forget, prune or add keys. What the store's\n\
-own credentials allow is another matter: limit those as well."
+own credentials allow is another matter: limit those as well. `put-only` is for machines that may fall into wrong hands: their keys read\n\
+nothing back, not even what they wrote themselves. On S3, the policy that goes with a key that writes is printed (`key policy`)."
     )]
     AddWriter(KeyAddWriterArgs),
+    /// Print the S3 policy that lets a machine do what its key is for, and no more
+    #[command(
+        after_help = "Examples:\n  larder repo key policy web2 > web2.json\n  larder repo key policy web2 --principal arn:aws:iam::111122223333:user/web2\n\n\
+Without --principal it is a policy for the user that the machine's credentials belong to; with it, one for the bucket. It lets nobody\n\
+overwrite or delete anything, nor write under the names of another machine, and those who only write read no packs."
+    )]
+    Policy(KeyPolicyArgs),
     /// Remove a password or key file
     Remove(KeyRemoveArgs),
     /// Make a paper key and print it: 65 letters and digits that open the repository without the password
@@ -376,9 +385,23 @@ pub struct KeyAddWriterArgs {
     pub new_key_file: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub struct KeyPolicyArgs {
+    /// Label of the key, or its id [default: the key in use]
+    pub key: Option<String>,
+    /// Whom a bucket's policy is about
+    #[arg(long, value_name = "ARN")]
+    pub principal: Option<String>,
+    /// Leave out the condition `s3:if-none-match`, for stores that do not know it (Ceph) and would refuse everything
+    #[arg(long)]
+    pub no_condition: bool,
+}
+
 /// What a new key is for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DutyArg {
+    /// Back up, and read nothing back
+    PutOnly,
     /// Back up and restore
     Backup,
     /// Look, check and restore

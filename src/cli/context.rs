@@ -15,6 +15,7 @@ use crate::ops::Progress;
 use crate::ops::restore::fetch_share;
 use crate::pure::base::memory::{BackupNeeds, BackupShare, Ceiling, FetchShare, IndexShare, TooSmall};
 use crate::pure::base::size::format_bytes;
+use crate::pure::crypto::Domain;
 use crate::pure::format::blob::RAW_BYTES_MAX;
 use crate::pure::format::config::Config;
 use crate::repo::Repo;
@@ -228,6 +229,7 @@ impl Context {
             super::names::time_argument(time, DayEdge::End)?;
         }
         let repo = self.repo()?;
+        require_reading(&repo)?;
         let (snapshot, history) = repo
             .find_snapshot(text, &filter.to_filter(), &|time| parse_time(time, DayEdge::End, &zone))
             .doing("finding the snapshot")?;
@@ -272,6 +274,7 @@ impl Context {
         if let Some(time) = text.strip_prefix('@') {
             super::names::time_argument(time, DayEdge::End)?;
         }
+        require_reading(repo)?;
         let mut broken = Broken::new();
         let parse = |time: &str| parse_time(time, DayEdge::End, &zone);
         let found = repo.resolve_noting(text, &filter.to_filter(), &parse, &mut broken);
@@ -380,6 +383,15 @@ impl Context {
         }
         result
     }
+}
+
+/// Said before anything is looked for: what a key cannot open looks like damage otherwise.
+///
+/// # Errors
+/// When this key cannot open snapshots.
+pub fn require_reading(repo: &Repo) -> Result<(), Failure> {
+    repo.require_reading(Domain::Meta, "look into snapshots, or restore from them")
+        .map_err(Failure::from)
 }
 
 fn too_small(error: TooSmall) -> Failure {

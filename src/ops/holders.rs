@@ -20,6 +20,8 @@ use bytes::Bytes;
 /// What somebody who gets a key is to do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
+    /// Back up, and read nothing back: for a machine that may fall into wrong hands.
+    PutOnly,
     /// Back up, and restore: what a machine needs.
     Backup,
     /// Look, check and restore.
@@ -34,22 +36,12 @@ impl Duty {
     /// Returns the role bits (format-spec chapter 3.4).
     pub fn roles(self) -> u32 {
         match self {
+            Duty::PutOnly => role::WRITE,
             Duty::Backup => role::WRITE | role::READ_META | role::READ_DATA,
             Duty::Reader => role::READ_META | role::READ_DATA,
             Duty::Maintainer => role::MAINTAIN | role::FORGET | role::HOLD | role::READ_META | role::READ_DATA,
             Duty::Admin => role::ADMIN,
         }
-    }
-
-    /// Returns the secrets of an epoch that go with it. Whoever does not store files needs not know how they are cut.
-    fn secrets(self, of: &EpochSecrets) -> EpochSecrets {
-        let mut secrets = of.clone();
-        if matches!(self, Duty::Reader | Duty::Maintainer) {
-            secrets.cdc = None;
-            secrets.split = None;
-            secrets.psk = None;
-        }
-        secrets
     }
 }
 
@@ -131,6 +123,88 @@ pub fn add(repo: &Repo, label: &str, duty: Duty, credential: &Credential) -> Res
     Ok(kid)
 }
 
+/// A key holder, as far as the key in use can know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownHolder {
+    pub kid: KeyId,
+    /// Admins know it.
+    pub label: Option<String>,
+    pub roles: u32,
+    /// The newest epoch whose secrets its grant holds: it can use the repository if that is the current one.
+    pub epoch: Option<u32>,
+    /// The configuration that revoked it.
+    pub revoked_at: Option<u64>,
+    pub is_in_use: bool,
+}
+
+/// Lists the key holders. An admin looks into their grants, which costs a request or two for each.
+///
+/// # Errors
+/// When the repository cannot be read.
+pub fn list(repo: &Repo) -> Result<Vec<KnownHolder>, OpError> {
+    repo.config.writers.iter().map(|writer| known(repo, writer)).collect()
+}
+
+fn known(repo: &Repo, writer: &WriterKey) -> Result<KnownHolder, OpError> {
+    let row = repo.grant.kid_table.iter().find(|row| row.kid == writer.kid);
+    let is_in_use = writer.kid == repo.kid;
+    let grant = match row {
+        _ if is_in_use => Some(repo.grant.clone()),
+        Some(row) if writer.revoked_at.is_none() => newest_grant(repo, row)?.1,
+        _ => None,
+    };
+    Ok(KnownHolder {
+        kid: writer.kid,
+        label: row
+            .map(|row| row.label.clone())
+            .or(grant.as_ref().and_then(|grant| grant.label.clone())),
+        roles: writer.roles,
+        epoch: grant.and_then(|grant| grant.epochs.last().map(|held| held.epoch)),
+        revoked_at: writer.revoked_at,
+        is_in_use,
+    })
+}
+
+/// Finds a key holder by its label, or by the beginning of its id; without either it is the key in use.
+///
+/// # Errors
+/// When there is none, or several.
+pub fn find(repo: &Repo, text: Option<&str>) -> Result<KnownHolder, OpError> {
+    let is_it = |writer: &&WriterKey| match text {
+        None => writer.kid == repo.kid,
+        Some(text) => {
+            let of_row = |row: &KidRow| row.kid == writer.kid && row.label == text;
+            let of_own = writer.kid == repo.kid && repo.grant.label.as_deref() == Some(text);
+            let is_id = text.len() >= 8 && writer.kid.to_string().starts_with(text);
+            is_id || of_own || repo.grant.kid_table.iter().any(of_row)
+        }
+    };
+    let mut found: Vec<&WriterKey> = repo.config.writers.iter().filter(is_it).collect();
+    // A label can be given again when its key has been revoked.
+    if found.len() > 1 {
+        found.retain(|writer| writer.revoked_at.is_none());
+    }
+    match found.as_slice() {
+        [writer] => known(repo, writer),
+        found => {
+            let text = text.unwrap_or_default();
+            let why = if found.is_empty() {
+                "no key has"
+            } else {
+                "several keys have"
+            };
+            let mut hint = "`larder repo key list` shows all".to_owned();
+            if repo.grant.kid_table.is_empty() {
+                hint.push_str("; only an admin's key knows the labels of others");
+            }
+            Err(OpError::Refused {
+                what: format!("{why} the label or id {text:?}"),
+                hint,
+            })
+        }
+    }
+}
+
 /// Writes the next configuration. False if somebody else has written one.
 fn publish(repo: &Repo, config: &Config) -> Result<bool, OpError> {
     let name = store_key(&ObjectName::Config(config.sequence));
@@ -188,7 +262,7 @@ fn write_grants(repo: &Repo, new: &KidRow, duty: Duty, signer: &Signer) -> Resul
             .create(&store_key(&ObjectName::Grant(row.kid, number)), body)
             .map_err(store_error("writing a grant"))
     };
-    let epochs = repo.grant.epochs.iter().map(|epoch| duty.secrets(epoch)).collect();
+    let epochs = secrets_for(repo, duty.roles());
     let mut table = repo.grant.kid_table.clone();
     table.push(new.clone());
     let grant = of(new, duty.roles(), epochs, if is_admin { table } else { Vec::new() });
@@ -199,8 +273,8 @@ fn write_grants(repo: &Repo, new: &KidRow, duty: Duty, signer: &Signer) -> Resul
         // Somebody else may add a holder at the same moment: nobody's row may be lost, so each grant goes on from the one before it.
         let mut written = false;
         while !written {
-            let (number, table) = newest_table(repo, row)?;
-            let mut table = table.unwrap_or_else(|| repo.grant.kid_table.clone());
+            let (number, newest) = newest_grant(repo, row)?;
+            let mut table = newest.map_or_else(|| repo.grant.kid_table.clone(), |newest| newest.kid_table);
             table.push(new.clone());
             let roles = repo
                 .verifier
@@ -210,7 +284,46 @@ fn write_grants(repo: &Repo, new: &KidRow, duty: Duty, signer: &Signer) -> Resul
             written = create(row, number, seal(row, number, &grant))? == Created::New;
         }
     }
+    if duty == Duty::PutOnly {
+        for row in &repo.grant.kid_table {
+            complete_grant(repo, row)?;
+        }
+    }
     Ok(())
+}
+
+/// The part of all epochs that goes with some roles.
+fn secrets_for(repo: &Repo, roles: u32) -> Vec<EpochSecrets> {
+    let epochs = repo.grant.epochs.iter();
+    epochs.map(|epoch| epoch.for_roles(&repo.config.repo, roles)).collect()
+}
+
+/// Readers that were added before there were put-only writers do not hold what opens what those write.
+fn complete_grant(repo: &Repo, row: &KidRow) -> Result<(), OpError> {
+    loop {
+        let (number, newest) = newest_grant(repo, row)?;
+        let lacks = |held: &EpochSecrets| held.meta.is_some() && held.psk.is_none();
+        let Some(newest) = newest.filter(|newest| newest.epochs.iter().any(lacks)) else {
+            return Ok(());
+        };
+        let grant = Grant {
+            issuer: repo.kid,
+            created: host::now(),
+            config_sequence: repo.config.sequence,
+            admin_keys: repo.grant.admin_keys.clone(),
+            epochs: secrets_for(repo, newest.roles),
+            ..newest
+        };
+        let body = grant.encode(&row.kid, number, &row.grant_key, &repo.signer, host::random());
+        let name = store_key(&ObjectName::Grant(row.kid, number));
+        let created = repo
+            .store
+            .create(&name, Bytes::from(body))
+            .map_err(store_error("writing a grant"))?;
+        if created == Created::New {
+            return Ok(());
+        }
+    }
 }
 
 /// The admins that the configuration has, as the grant of this one lists them.
@@ -221,8 +334,8 @@ fn admins(repo: &Repo) -> impl Iterator<Item = &KidRow> {
     })
 }
 
-/// Returns the next number for a grant of an admin, and the table of the newest one that opens.
-fn newest_table(repo: &Repo, row: &KidRow) -> Result<(u64, Option<Vec<KidRow>>), OpError> {
+/// Returns the next number for a grant of a holder, and the newest one that opens.
+fn newest_grant(repo: &Repo, row: &KidRow) -> Result<(u64, Option<Grant>), OpError> {
     let mut numbers: Vec<u64> = list_names(&*repo.store, &format!("grants/{}/", row.kid))?
         .into_iter()
         .filter_map(|(name, _)| match name {
@@ -242,7 +355,7 @@ fn newest_table(repo: &Repo, row: &KidRow) -> Result<(u64, Option<Vec<KidRow>>),
             &repo.config.repo,
             &repo.verifier,
         ) {
-            return Ok((next, Some(grant.kid_table)));
+            return Ok((next, Some(grant)));
         }
     }
     Ok((next, None))

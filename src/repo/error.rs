@@ -45,6 +45,8 @@ pub enum RepoError {
     NoGrant,
     #[error("this key may not {0}")]
     Role(&'static str),
+    #[error("this key can only write to the repository, and read nothing back: it may not {0}")]
+    WriteOnly(&'static str),
     #[error("the newest configuration seen before was number {seen}, now the newest is {found}")]
     ConfigRollback { seen: u64, found: u64 },
     #[error("history has a gap: {what}")]
@@ -108,6 +110,23 @@ impl RepoError {
         matches!(self.kind(), Kind::Damage | Kind::Tamper)
     }
 
+    /// Whether the error says that this key does not hold the secret for it. Another key may.
+    pub fn is_missing_key(&self) -> bool {
+        matches!(
+            self,
+            RepoError::WriteOnly(_)
+                | RepoError::Object {
+                    source: FormatError::MissingKey(_),
+                    ..
+                }
+        )
+    }
+
+    /// Whether the store refuses this machine's credentials what was asked for.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, RepoError::Store { source, .. } if source.class == Failure::Denied)
+    }
+
     /// Whether the error says that the store has no room.
     pub fn is_full(&self) -> bool {
         matches!(self, RepoError::Store { source, .. } if source.class == Failure::Full)
@@ -148,7 +167,11 @@ impl Explain for RepoError {
             RepoError::OtherRepository { .. } | RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
                 Kind::Tamper
             }
-            RepoError::WrongKey | RepoError::NoSuchProtector(_) | RepoError::NoGrant | RepoError::Role(_) => Kind::Auth,
+            RepoError::WrongKey
+            | RepoError::NoSuchProtector(_)
+            | RepoError::NoGrant
+            | RepoError::Role(_)
+            | RepoError::WriteOnly(_) => Kind::Auth,
             RepoError::Fenced(_) | RepoError::Unpinned(_) => Kind::Refused,
             RepoError::Index(_) | RepoError::Local { .. } => Kind::Unavailable,
             RepoError::NoSuchSnapshot(_) | RepoError::OnlyCheckpoints { .. } | RepoError::AmbiguousSnapshot { .. } => {
@@ -176,6 +199,10 @@ impl Explain for RepoError {
             } => {
                 "somebody without the right key has written to this repository; compare with a copy, and run `larder repo check`"
             }
+            RepoError::Object {
+                source: FormatError::MissingKey(_),
+                ..
+            } => "use a key that holds it; an admin gives this one what it lacks with `larder repo key rotate`",
             RepoError::Store { .. }
             | RepoError::Object { .. }
             | RepoError::Missing { .. }
@@ -193,6 +220,9 @@ impl Explain for RepoError {
             RepoError::NoSuchProtector(_) => "`larder repo key list` shows what opens it",
             RepoError::NoGrant => "ask whoever administers the repository to add this key again",
             RepoError::Role(_) => "use a key with that role",
+            RepoError::WriteOnly(_) => {
+                "do this with another key, and not on this machine; with this one, `larder backup` and `larder snapshot list` work"
+            }
             RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
                 "the listing is stale, or an older copy of the repository is in its place; nothing was changed. Compare with the store's own records before going on"
             }

@@ -8,7 +8,7 @@ use crate::pure::base::memory::IndexShare;
 use crate::pure::base::with_causes;
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
-use crate::pure::crypto::{EpochSecrets, KeyRing, Secret, Signer, Verifier};
+use crate::pure::crypto::{Domain, EpochSecrets, KeyRing, Secret, Signer, Verifier};
 use crate::pure::format::config::Config;
 use crate::pure::format::grant::{self, Grant, KidRow};
 use crate::pure::format::name::ObjectName;
@@ -175,7 +175,7 @@ pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<Re
         meta: fresh(),
         data: fresh(),
         psk: fresh(),
-        id_meta: None,
+        ..EpochSecrets::none(1)
     };
     let admin = WriterKey {
         kid,
@@ -575,6 +575,7 @@ impl Locked {
         };
         let mut tried = 0;
         let mut fitting = false;
+        let mut denied = None;
         for name in &names {
             let ObjectName::Protector(kid, _) = name else { continue };
             if tried == tried_max {
@@ -598,7 +599,16 @@ impl Locked {
                 }
             }
             // The copy here may be what is wrong, not the password.
-            let bytes = read_whole(&*self.store, name, "a key")?;
+            let bytes = match read_whole(&*self.store, name, "a key") {
+                Ok(bytes) => bytes,
+                // A machine that can only write is let at its own key, and at no other.
+                Err(error @ RepoError::Store { .. }) if error.is_denied() => {
+                    tried += 1;
+                    denied.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if remembered.is_some_and(|remembered| remembered == bytes) {
                 continue;
             }
@@ -616,10 +626,10 @@ impl Locked {
                 Attempt::OfAnotherKind | Attempt::Damaged => {}
             }
         }
-        Err(if fitting {
-            RepoError::WrongKey
-        } else {
-            RepoError::NoSuchProtector(credential.noun())
+        Err(match denied {
+            _ if fitting => RepoError::WrongKey,
+            Some(error) => error,
+            None => RepoError::NoSuchProtector(credential.noun()),
         })
     }
 
@@ -687,12 +697,37 @@ impl Repo {
     /// Fails unless this key has at least one of the role bits (an admin has all).
     ///
     /// # Errors
-    /// [`RepoError::Role`] with `what`.
+    /// [`RepoError::Role`] or [`RepoError::WriteOnly`] with `what`.
     pub fn require(&self, roles: u32, what: &'static str) -> Result<(), RepoError> {
         if self.roles & (roles | role::ADMIN) == 0 {
-            return Err(RepoError::Role(what));
+            return Err(self.may_not(what));
         }
         Ok(())
+    }
+
+    /// Fails unless this key can open what is in the repository: trees and manifests, and content of files too, for
+    /// [`Domain::Data`].
+    ///
+    /// # Errors
+    /// As [`Self::require`].
+    pub fn require_reading(&self, domain: Domain, what: &'static str) -> Result<(), RepoError> {
+        match self.keys.can_open(domain) {
+            true => Ok(()),
+            false => Err(self.may_not(what)),
+        }
+    }
+
+    /// Whether this key can write, and not read back even what it has written itself: a put-only writer.
+    pub fn is_write_only(&self) -> bool {
+        self.roles & role::WRITE != 0 && !self.keys.can_open(Domain::Meta)
+    }
+
+    fn may_not(&self, what: &'static str) -> RepoError {
+        if self.is_write_only() {
+            RepoError::WriteOnly(what)
+        } else {
+            RepoError::Role(what)
+        }
     }
 
     /// Returns BLAKE3 of an object's bytes.

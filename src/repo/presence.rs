@@ -188,31 +188,36 @@ impl Presence {
     /// Asks for one object; says what is wrong with it, if anything.
     fn look_for(&self, name: &ObjectName, size: u32) -> Result<Option<String>, RepoError> {
         let key = store_key(name);
-        let found = match self.store.stat(&key) {
-            Ok(stat) => Some(stat.size),
-            Err(error) if error.class == Failure::NotFound => None,
-            // Who may write and list but not read packs is refused this, and can still list the one name.
-            Err(error) if error.class == Failure::Denied => self.listed_size(&key)?,
-            Err(error) => return Err(store_error("looking for a pack")(error)),
-        };
+        let found = stored_size(&*self.store, &key)?;
         Ok(match found {
             Some(found) if found == u64::from(size) => None,
             Some(found) => Some(format!("it has {found} bytes instead of {size}")),
             None => Some("it is missing".to_owned()),
         })
     }
+}
 
-    fn listed_size(&self, key: &StoreKey) -> Result<Option<u64>, RepoError> {
-        let mut size = None;
-        self.store
-            .list(&prefix(key.as_str()), &mut |listed| {
-                if listed.key == *key {
-                    size = Some(listed.size);
-                }
-            })
-            .map_err(store_error("looking for a pack"))?;
-        Ok(size)
+/// Returns the size of a pack at the store; `None` if it is not there. Who may write and list but not read packs is refused an answer
+/// about the object, and can still list the one name.
+///
+/// # Errors
+/// When the store cannot be asked: then nothing is known.
+pub fn stored_size(store: &dyn Store, key: &StoreKey) -> Result<Option<u64>, RepoError> {
+    match store.stat(key) {
+        Ok(stat) => return Ok(Some(stat.size)),
+        Err(error) if error.class == Failure::NotFound => return Ok(None),
+        Err(error) if error.class == Failure::Denied => {}
+        Err(error) => return Err(store_error("looking for a pack")(error)),
     }
+    let mut size = None;
+    store
+        .list(&prefix(key.as_str()), &mut |listed| {
+            if listed.key == *key {
+                size = Some(listed.size);
+            }
+        })
+        .map_err(store_error("looking for a pack"))?;
+    Ok(size)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::open::{Repo, store_key};
 use super::recent::Recent;
 use super::trailers::Trailers;
 use crate::edge::store::Part;
-use crate::pure::crypto::{BlobKey, Slot};
+use crate::pure::crypto::{BlobKey, Domain, Slot};
 use crate::pure::format::blob::{self, BlobType, Codec, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
 use crate::pure::format::manifest::Hint;
 use crate::pure::format::name::{ObjectName, PackKind};
@@ -326,6 +326,11 @@ impl<'r> BlobReader<'r> {
     /// # Errors
     /// When no copy opens: what is wrong with the first one, unless another one could not be asked for.
     pub fn read(&self, ty: BlobType, id: &ChunkId, opener: &mut Opener, out: &mut Vec<u8>) -> Result<(), RepoError> {
+        // Without the key there is no use in asking the store, which may refuse it too.
+        match ty {
+            BlobType::Data => self.repo.require_reading(Domain::Data, "read the contents of files")?,
+            _ => self.repo.require_reading(Domain::Meta, "read names of files")?,
+        }
         if let Some(hint) = self.hints.get(id)
             && self.read_hinted(ty, hint, opener, out)
         {

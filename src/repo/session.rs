@@ -6,6 +6,7 @@ use super::index::{IndexError, OpenSession, OwnPack, SessionEnd};
 use super::lock::HostLock;
 use super::open::{Repo, create_new, list_names, read_whole, store_key};
 use super::pack_writer::{CurrentWriter, Durable, PackWriter, WriterCounts};
+use super::presence::stored_size;
 use super::snapshots::HistoryState;
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Stat, StoreError};
@@ -354,14 +355,13 @@ impl<'r> Session<'r> {
         let repo = self.repo;
         let mut adopted = 0u64;
         let left = self.left_over_packs()?;
-        let stats = at_once(&left, |(_, pack)| {
-            Ok(repo
-                .store
-                .stat(&store_key(&ObjectName::Pack(pack.kind, pack.pack, pack.session))))
+        let sizes = at_once(&left, |(_, pack)| {
+            let name = ObjectName::Pack(pack.kind, pack.pack, pack.session);
+            stored_size(&*repo.store, &store_key(&name))
         });
-        for ((dead, pack), stat) in left.into_iter().zip(stats) {
-            match stat? {
-                Ok(stat) if stat.size == u64::from(pack.size) => {
+        for ((dead, pack), size) in left.into_iter().zip(sizes) {
+            match size? {
+                Some(size) if size == u64::from(pack.size) => {
                     // The index refuses packs that are condemned, or listed by now, or adopted by another process.
                     if repo.index.adopt_packs(&[pack.pack], &dead, &self.id)?.is_empty() {
                         continue;
@@ -372,12 +372,7 @@ impl<'r> Session<'r> {
                         false => repo.index.forget_pack(&id)?,
                     }
                 }
-                Ok(_) => repo.index.forget_pack(&pack.pack)?,
-                Err(StoreError {
-                    class: Failure::NotFound,
-                    ..
-                }) => repo.index.forget_pack(&pack.pack)?,
-                Err(error) => return Err(store_error("looking for a pack of an interrupted run")(error)),
+                _ => repo.index.forget_pack(&pack.pack)?,
             }
         }
         if adopted > 0 {
@@ -758,6 +753,9 @@ impl<'r> Session<'r> {
                 Err(RepoError::Index(error)) => self.index_trouble(&error),
                 synced => synced?,
             }
+        }
+        if let Some((bytes, id)) = &manifest {
+            repo.remember_manifest(id, bytes);
         }
         let (sequence, previous) = if self.index_failed {
             next_in_stored_chain(repo)?

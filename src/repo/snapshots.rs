@@ -8,11 +8,13 @@ use super::open::{Repo, list_names, read_whole};
 use crate::edge::host;
 use crate::edge::store::Failure;
 use crate::pure::base::Timestamp;
+use crate::pure::crypto::Domain;
+use crate::pure::format::FormatError;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::mark::{Drop, DropKind, Hold};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::outcome::{Outcome, OutcomeKind, StoredOutcome, flag};
-use crate::pure::id::{KeyId, ObjectHash, SessionId};
+use crate::pure::id::{ChunkId, KeyId, ObjectHash, SessionId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Under which name the index remembers the voided sessions.
@@ -505,7 +507,7 @@ impl Repo {
     pub fn keep_outcome(&self, stored: &StoredOutcome, bytes: &[u8]) -> Result<(), RepoError> {
         let outcome = &stored.outcome;
         // One that this key or this version cannot open is still an outcome.
-        let manifest = stored.manifest(&self.keys).ok().flatten();
+        let manifest = self.manifest_of(stored).ok().flatten();
         self.index.put_outcome(
             &KnownOutcome {
                 session: outcome.session,
@@ -786,8 +788,8 @@ impl Repo {
         let stored = self
             .stored_outcome(session)?
             .ok_or_else(|| RepoError::NoSuchSnapshot(session.to_string()))?;
-        let manifest = stored
-            .manifest(&self.keys)
+        let manifest = self
+            .manifest_of(&stored)
             .map_err(object_error("opening the manifest of", &name))?
             .ok_or_else(|| RepoError::NoSuchSnapshot(session.to_string()))?;
         Ok(Snapshot {
@@ -798,6 +800,30 @@ impl Repo {
             kid: stored.outcome.kid,
             pins: stored.outcome.pins,
         })
+    }
+
+    /// Opens the manifest of an outcome. A writer that cannot read back what it has published remembers its own.
+    fn manifest_of(&self, stored: &StoredOutcome) -> Result<Option<Manifest>, FormatError> {
+        let opened = stored.manifest(&self.keys);
+        let Some((id, _)) = stored
+            .outcome
+            .manifest
+            .filter(|_| matches!(opened, Err(FormatError::MissingKey(_))))
+        else {
+            return opened;
+        };
+        match self.nodes.get(&id) {
+            Some(bytes) if self.keys.meta_id(&bytes)? == id => Manifest::decode(&bytes).map(Some),
+            _ => opened,
+        }
+    }
+
+    /// Keeps the manifest of a snapshot that is about to be published, if this key could not open it afterwards. It is sealed as
+    /// the tree nodes are that lie beside it; without it, the next run has no parent.
+    pub(super) fn remember_manifest(&self, id: &ChunkId, encoded: &[u8]) {
+        if !self.keys.can_open(Domain::Meta) {
+            let _ = self.nodes.put_many([(id, encoded)]);
+        }
     }
 
     /// Returns the outcomes of the mirror, oldest first ([`by_age`]).

@@ -56,7 +56,7 @@ impl SmallRepo {
             meta: fresh(),
             data: fresh(),
             psk: fresh(),
-            id_meta: None,
+            ..EpochSecrets::none(1)
         };
         let admin = Holder {
             kid: KeyId(host::random()),

@@ -9,6 +9,7 @@ mod deltas;
 mod durable;
 mod fault;
 mod hostile_trees;
+mod keys;
 mod local_state;
 mod lost_packs;
 mod marks;

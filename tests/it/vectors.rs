@@ -29,6 +29,7 @@ fn counting<const N: usize>(first: u8) -> [u8; N] {
 /// The fixed values behind all vectors.
 struct Fixture {
     repo: RepoId,
+    secrets: EpochSecrets,
     keys: KeyRing,
     kid: KeyId,
     kid_secret: Secret,
@@ -53,7 +54,7 @@ impl Fixture {
             meta: secret(5),
             data: secret(6),
             psk: secret(7),
-            id_meta: None,
+            ..EpochSecrets::none(1)
         };
         let mut kid = [0x22; 16];
         kid[..4].fill(0x11);
@@ -75,7 +76,8 @@ impl Fixture {
         });
         Fixture {
             repo,
-            keys: KeyRing::new(repo, vec![epoch], 1).unwrap(),
+            keys: KeyRing::new(repo, vec![epoch.clone()], 1).unwrap(),
+            secrets: epoch,
             kid,
             kid_secret,
             signer,

@@ -12,6 +12,7 @@ use crate::edge::store::location::Location;
 use crate::ops::backup::{self, Input, Interval, Options, ParentChoice, Report};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
+use crate::pure::crypto::Domain;
 use crate::repo::Repo;
 use crate::repo::snapshots::Filter;
 use crate::source::SourceError;
@@ -51,6 +52,11 @@ pub fn run(context: &Context, mut args: BackupArgs) -> Result<(), Failure> {
         DeltaArg::Always => true,
         DeltaArg::Never => false,
     };
+    if matches!(args.delta, DeltaArg::Always) && !repo.keys.can_open(Domain::Data) {
+        context
+            .output
+            .note("no deltas are made: this key cannot read what they would be made against");
+    }
     let share = context.share_of_backup(&mut repo, args.compression_level, deltas)?;
     context
         .output

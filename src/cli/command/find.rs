@@ -2,7 +2,7 @@
 
 use super::entries;
 use crate::cli::args::FindArgs;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, require_reading};
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{DayEdge, local_time, time_argument};
 use crate::cli::output::printable;
@@ -29,6 +29,7 @@ pub fn run(context: &Context, args: &FindArgs) -> Result<(), Failure> {
         nanos: u32::try_from(time.0.rem_euclid(1_000_000_000)).unwrap_or(0),
     });
     let (repo, _) = context.repo_with_history()?;
+    require_reading(&repo)?;
     let snapshots = match &args.snapshot {
         Some(text) => vec![context.snapshot(&repo, text, &args.filter)?],
         None => {

@@ -1,7 +1,9 @@
 //! `repo key`: passwords, key files and paper keys.
 
+use super::policy;
+use super::roles::{duty_name, role_names};
 use crate::cli::args::{
-    DutyArg, KeyAddArgs, KeyAddWriterArgs, KeyCommand, KeyRemoveArgs, PaperExportArgs, PaperImportArgs,
+    DutyArg, KeyAddArgs, KeyAddWriterArgs, KeyCommand, KeyPolicyArgs, KeyRemoveArgs, PaperExportArgs, PaperImportArgs,
 };
 use crate::cli::context::Context;
 use crate::cli::env;
@@ -9,7 +11,8 @@ use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
 use crate::cli::output::printable;
 use crate::edge::host;
-use crate::ops::holders::{self, Duty};
+use crate::edge::store::location::Location;
+use crate::ops::holders::{self, Duty, KnownHolder};
 use crate::ops::keys;
 use crate::pure::base::{Explain, Kind};
 use crate::pure::crypto::{Secret, paper};
@@ -25,6 +28,7 @@ pub fn run(context: &Context, command: KeyCommand) -> Result<(), Failure> {
         KeyCommand::List => list(context),
         KeyCommand::Add(args) => add(context, &args),
         KeyCommand::AddWriter(args) => add_writer(context, &args),
+        KeyCommand::Policy(args) => print_policy(context, &args),
         KeyCommand::Remove(args) => remove(context, &args),
         KeyCommand::ExportPaper(args) => export_paper(context, &args),
         KeyCommand::ImportPaper(args) => import_paper(context, &args),
@@ -34,6 +38,7 @@ pub fn run(context: &Context, command: KeyCommand) -> Result<(), Failure> {
 fn list(context: &Context) -> Result<(), Failure> {
     let repo = context.repo()?;
     let known = keys::list(&repo).doing("listing the keys")?;
+    let holders = holders::list(&repo).doing("listing the key holders")?;
     let output = &context.output;
     if output.json {
         let rows: Vec<_> = known
@@ -49,7 +54,10 @@ fn list(context: &Context) -> Result<(), Failure> {
                 })
             })
             .collect();
-        return output.json(&json!({"type": "keys", "version": 1, "key_id": repo.kid.to_string(), "keys": rows}));
+        let holders: Vec<_> = holders.iter().map(holder_json).collect();
+        return output.json(&json!({
+            "type": "keys", "version": 1, "key_id": repo.kid.to_string(), "epoch": repo.config.epoch, "keys": rows, "holders": holders,
+        }));
     }
     output.line(format!("key {}", repo.kid))?;
     for key in known {
@@ -66,7 +74,40 @@ fn list(context: &Context) -> Result<(), Failure> {
             key.number, key.kind
         ))?;
     }
-    output.say("* was used to open the repository now")
+    output.say("* was used to open the repository now")?;
+    output.line(format!(
+        "\nkeys of this repository, which is in epoch {}",
+        repo.config.epoch
+    ))?;
+    holders
+        .iter()
+        .try_for_each(|holder| output.line(holder_line(&repo, holder)))
+}
+
+fn holder_json(holder: &KnownHolder) -> serde_json::Value {
+    json!({
+        "id": holder.kid.to_string(), "label": holder.label, "duty": duty_name(holder.roles), "roles": role_names(holder.roles),
+        "epoch": holder.epoch, "revoked_at": holder.revoked_at, "in_use": holder.is_in_use,
+    })
+}
+
+fn holder_line(repo: &Repo, holder: &KnownHolder) -> String {
+    let label = holder.label.as_deref().unwrap_or("");
+    let duty = duty_name(holder.roles).map_or_else(|| role_names(holder.roles).join(", "), str::to_owned);
+    let mark = if holder.is_in_use { "*" } else { " " };
+    let state = match (holder.revoked_at, holder.epoch) {
+        (Some(at), _) => format!("  revoked by configuration {at}"),
+        (None, Some(epoch)) if epoch < repo.config.epoch => {
+            format!("  epoch {epoch}: it cannot be used before `larder repo key rotate` is run again")
+        }
+        (None, Some(epoch)) => format!("  epoch {epoch}"),
+        (None, None) => String::new(),
+    };
+    format!(
+        "{mark} {}  {:<16}  {duty:<10}{state}",
+        holder.kid,
+        printable(label.as_bytes())
+    )
 }
 
 fn add(context: &Context, args: &KeyAddArgs) -> Result<(), Failure> {
@@ -151,6 +192,7 @@ fn new_credential(password_file: Option<&Path>, key_file: Option<&Path>) -> Resu
 fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure> {
     let repo = context.repo()?;
     let duty = match args.duty {
+        DutyArg::PutOnly => Duty::PutOnly,
         DutyArg::Backup => Duty::Backup,
         DutyArg::Reader => Duty::Reader,
         DutyArg::Maintainer => Duty::Maintainer,
@@ -170,16 +212,68 @@ fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure>
         }
     }
     let kid = added.doing("adding a key")?;
+    let policy = match context.location()? {
+        Location::S3 { bucket, prefix } => {
+            let place = policy::Place {
+                bucket: &bucket,
+                prefix: &prefix,
+                principal: None,
+                knows_condition: repo.config.gc.conditional_writes,
+            };
+            policy::document(place, &kid, duty.roles())
+        }
+        Location::Directory(_) => None,
+    };
     if context.output.json {
         return context.output.json(&json!({
             "type": "holder_added", "version": 1, "key_id": kid.to_string(), "label": args.label, "kind": credential.noun(),
+            "policy": policy,
         }));
     }
     context.output.say(format!(
         "added key {kid} for {}; its {} was tried out and opens the repository",
         printable(args.label.as_bytes()),
         credential.noun()
-    ))
+    ))?;
+    let Some(policy) = policy else { return Ok(()) };
+    context.output.say(
+        "\nthe S3 policy for the user whose credentials that machine gets (`larder repo key policy` prints it again, \
+         also for a bucket):\n",
+    )?;
+    tell_policy(context, &policy)
+}
+
+fn tell_policy(context: &Context, policy: &serde_json::Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(policy).map_err(|error| Failure::new(Kind::Internal, error.to_string()))?;
+    context.output.line(text)
+}
+
+fn print_policy(context: &Context, args: &KeyPolicyArgs) -> Result<(), Failure> {
+    let Location::S3 { bucket, prefix } = context.location()? else {
+        return Err(
+            Failure::usage("a policy is for a repository on S3; here, the directory's permissions decide")
+                .with_hint("a server in between that only takes new files does the same for directories"),
+        );
+    };
+    let repo = context.repo()?;
+    let row = holders::find(&repo, args.key.as_deref())?;
+    let place = policy::Place {
+        bucket: &bucket,
+        prefix: &prefix,
+        principal: args.principal.as_deref(),
+        knows_condition: repo.config.gc.conditional_writes && !args.no_condition,
+    };
+    let policy = policy::document(place, &row.kid, row.roles).ok_or_else(|| {
+        Failure::usage("this key deletes or changes objects of others: the policy for it is all of the prefix")
+            .with_hint("keep such a key away from the machines that are backed up")
+    })?;
+    if !place.knows_condition {
+        context.output.warn(
+            "without the condition, nothing in this policy keeps the machine from overwriting what it has written itself: have the \
+             bucket keep all versions, or lock objects",
+        );
+    }
+    tell_policy(context, &policy)
 }
 
 fn add_to(context: &Context, repo: &Repo, args: &KeyAddArgs) -> Result<(), Failure> {

@@ -10,9 +10,11 @@ mod forget;
 mod hold;
 mod key;
 mod ls;
+mod policy;
 mod prune;
 mod repo;
 mod restore;
+mod roles;
 mod shell;
 mod snapshot;
 

@@ -1,8 +1,9 @@
 //! `repo init`, `info`, `stats`, `check`.
 
 use super::key::PaperKey;
+use super::roles::role_names;
 use crate::cli::args::{CheckArgs, FilterArgs, InitArgs};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, require_reading};
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, parse_size, rfc3339, took};
@@ -11,7 +12,6 @@ use crate::ops::check::{self, Options, Report, Subset};
 use crate::pure::base::size::format_bytes;
 use crate::pure::base::{Kind, Timestamp};
 use crate::pure::crypto::kdf::Cost;
-use crate::pure::crypto::sign::role;
 use crate::repo::RepoError;
 use crate::repo::open;
 use crate::repo::snapshots::Snapshot;
@@ -74,24 +74,6 @@ pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
             credential.noun()
         )),
     }
-}
-
-fn role_names(roles: u32) -> Vec<&'static str> {
-    let names = [
-        (role::WRITE, "write"),
-        (role::READ_META, "read-meta"),
-        (role::READ_DATA, "read-data"),
-        (role::MAINTAIN, "maintain"),
-        (role::FORGET, "forget"),
-        (role::HOLD, "hold"),
-        (role::ADMIN, "admin"),
-        (role::ATTEST, "attest"),
-    ];
-    names
-        .into_iter()
-        .filter(|(bit, _)| roles & bit != 0)
-        .map(|(_, name)| name)
-        .collect()
 }
 
 pub fn info(context: &Context) -> Result<(), Failure> {
@@ -182,6 +164,7 @@ struct SourceStats {
 
 pub fn stats(context: &Context) -> Result<(), Failure> {
     let (repo, _) = context.repo_with_history()?;
+    require_reading(&repo)?;
     repo.sync_index().doing("bringing the local index up to date")?;
     let index = repo.index.stats().doing("reading the local index")?;
     let mut broken = Vec::new();

@@ -57,6 +57,11 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
     let filter = args.filter.to_filter();
     let mut broken = Vec::new();
     let all = repo.snapshots_noting(&mut broken)?;
+    // A key that can only write sees that there are snapshots, and what is in those that this machine has made itself.
+    let sealed = match repo.is_write_only() {
+        true => broken.extract_if(.., |(_, error)| error.is_missing_key()).count() as u64,
+        false => 0,
+    };
     context.tell_broken(&broken);
     history.broken.append(&mut broken);
     let holds = hold::active(context, &repo, &mut history.broken)?;
@@ -76,13 +81,19 @@ fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
         };
         let rows: Vec<Value> = snapshots.iter().map(row).collect();
         output.json(&json!({
-            "type": "snapshots", "version": 1, "snapshots": rows, "gaps": history.gaps,
+            "type": "snapshots", "version": 1, "snapshots": rows, "unreadable": sealed, "gaps": history.gaps,
             "broken": history.broken.iter().map(|(name, error)| {
                 json!({"object": name, "problem": crate::ops::check::chain(error)})
             }).collect::<Vec<_>>(),
         }))?;
     } else {
         table(context, &snapshots, &all, &replaced, &holds)?;
+    }
+    if sealed > 0 {
+        context.output.note(format!(
+            "{} not shown: this key can only write, and knows no more of them than this machine has kept",
+            count(sealed, "more snapshot is", "more snapshots are")
+        ));
     }
     verdict(&history)
 }

@@ -19,6 +19,7 @@ mod work;
 use super::{OpError, Progress};
 use crate::edge::host;
 use crate::pure::chunk::Cutter;
+use crate::pure::crypto::Domain;
 use crate::pure::format::entry::EntryKind;
 use crate::pure::format::manifest::{Manifest, RootKind, SourceProblem, Stats};
 use crate::pure::format::outcome::{OutcomeKind, flag};
@@ -240,6 +241,9 @@ pub fn run(repo: &Repo, input: Input, options: &Options, progress: &Progress) ->
     report.notes.extend(describe(&history));
     report.notes.extend(describe_known_absent(repo));
     let mut parents = choose_parents(repo, &source, &options.parent)?;
+    report
+        .notes
+        .extend(describe_unreadable(repo, &source, options, &parents)?);
     if options.dry_run {
         return plan::dry_run(repo, input, &parents, report, progress);
     }
@@ -350,6 +354,24 @@ fn describe_known_absent(repo: &Repo) -> Option<String> {
         "{packs} packs of this repository are known to be missing or damaged: what this backup needs of them is stored \
          again; `larder repo check --read-data` says which files are affected"
     ))
+}
+
+/// A writer that cannot read back what it has written knows only the snapshots that it has made itself, on this machine.
+fn describe_unreadable(
+    repo: &Repo,
+    source: &SourceId,
+    options: &Options,
+    parents: &[Snapshot],
+) -> Result<Option<String>, RepoError> {
+    if !repo.is_write_only() || !parents.is_empty() || options.parent == ParentChoice::None {
+        return Ok(None);
+    }
+    let is_before = |known: &KnownOutcome| known.mark == Mark::None && known.source.as_ref() == Some(source);
+    Ok(repo.index.outcomes()?.iter().any(is_before).then(|| {
+        "this key cannot read the earlier snapshots of this source, and this machine has kept none: every file is read; what is \
+         stored is not uploaded again"
+            .into()
+    }))
 }
 
 fn describe_absent(packs: &[String]) -> Option<String> {
@@ -508,7 +530,9 @@ impl Pass<'_> {
             problems: &problems,
             counts: &counts,
         };
-        let bases = options.deltas.then(|| BlobReader::new(repo, Box::new(IndexLocator)));
+        // Who cannot read what is stored cannot say how something differs from it.
+        let deltas = options.deltas && repo.keys.can_open(Domain::Data);
+        let bases = deltas.then(|| BlobReader::new(repo, Box::new(IndexLocator)));
         let bases = bases.as_ref().filter(|_| !parents.is_empty());
         let writer = session.current_writer();
         let alive = AtomicUsize::new(threads + 1);
@@ -540,7 +564,7 @@ impl Pass<'_> {
                         counts,
                         progress,
                         numbers: AtomicU64::new(0),
-                        deltas: options.deltas,
+                        deltas,
                     };
                     plan.run(input, &job_sender, &order_sender);
                 })

@@ -394,12 +394,19 @@ impl<'a, 'r> Planner<'a, 'r> {
 
     /// A parent that turns out to be damaged costs reading the rest again; a store that fails ends the run.
     fn give_up_parent(&self, tree: &ParentTree<'a, 'r>, error: RepoError) -> Result<(), OpError> {
+        let snapshot = tree.snapshot.short();
+        if error.is_missing_key() {
+            self.progress.note(format!(
+                "this machine does not have all of snapshot {snapshot} at hand, and its key cannot read it from the repository: the \
+                 rest of the files is read again; what is stored is not uploaded again"
+            ));
+            return Ok(());
+        }
         if !error.is_damage() {
             return Err(error.into());
         }
         self.progress.note(format!(
-            "the parent snapshot {} cannot be read, so what it holds is read again: {}",
-            tree.snapshot.short(),
+            "the parent snapshot {snapshot} cannot be read, so what it holds is read again: {}",
             crate::ops::check::chain(&error)
         ));
         Ok(())

@@ -20,6 +20,7 @@ pub use options::{Options, Subset};
 pub use report::{DamagedFile, Finding, Report, chain};
 
 use super::{OpError, Progress};
+use crate::pure::crypto::Domain;
 use crate::repo::Repo;
 use crate::repo::locate::IndexLocator;
 use crate::repo::reader::BlobReader;
@@ -37,6 +38,10 @@ use trees::check_trees;
 /// # Errors
 /// When the store cannot be listed or read: nothing is known then.
 pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
+    repo.require_reading(Domain::Meta, "check the repository")?;
+    if options.read_data.is_some() {
+        repo.require_reading(Domain::Data, "check the contents of files")?;
+    }
     let mut report = Report::default();
     check_names(repo, &mut report)?;
     check_keys(repo, &mut report)?;

@@ -14,6 +14,7 @@ use super::look::{self, Appetite, Location, open_reader};
 use super::{OpError, Progress};
 use crate::edge::fs::raise_open_files;
 use crate::pure::base::memory::FetchShare;
+use crate::pure::crypto::Domain;
 use crate::pure::format::blob::{BlobType, Opener};
 use crate::pure::format::entry::{ChunkRef, Content, Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind};
@@ -203,6 +204,7 @@ fn parts_of(path: &[u8]) -> Vec<&[u8]> {
 /// # Errors
 /// When the repository cannot be read or the target cannot be used. Damage and refusals are in the report.
 pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
+    repo.require_reading(Domain::Data, "restore files")?;
     raise_open_files();
     let appetite = if options.path.is_some() || options.selection.places().is_some() {
         Appetite::Little

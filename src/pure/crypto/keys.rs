@@ -2,7 +2,9 @@
 //!
 //! Everything is derived once, when the ring is made, so that the hot paths (ids, sealing) look a key up and no more.
 
-use super::slot::METHOD_SYMMETRIC;
+use super::hpke::Recipient;
+use super::sign::role;
+use super::slot::{METHOD_HPKE, METHOD_SYMMETRIC};
 use super::{BlobKey, CannotOpen, Sealer, Secret, Slot, derive, keyed_hash};
 use crate::pure::crypto::gear;
 use crate::pure::id::{ChunkId, RepoId};
@@ -53,8 +55,60 @@ pub struct EpochSecrets {
     pub meta: Option<Secret>,
     pub data: Option<Secret>,
     pub psk: Option<Secret>,
+    /// For writers without `S_meta`: what they wrap session keys for.
+    pub pk_meta: Option<[u8; 32]>,
+    /// The same without `S_data`.
+    pub pk_data: Option<[u8; 32]>,
     /// `K_id_meta` for holders without `S_id`.
     pub id_meta: Option<Secret>,
+}
+
+impl EpochSecrets {
+    /// Begins with no secret of an epoch.
+    pub fn none(epoch: u32) -> EpochSecrets {
+        EpochSecrets {
+            epoch,
+            id: None,
+            cdc: None,
+            split: None,
+            idx: None,
+            meta: None,
+            data: None,
+            psk: None,
+            pk_meta: None,
+            pk_data: None,
+            id_meta: None,
+        }
+    }
+
+    /// Returns the part that a key holder with these role bits gets (format-spec chapter 3.4), and nothing else.
+    pub fn for_roles(&self, repo: &RepoId, roles: u32) -> EpochSecrets {
+        let has = |bits| roles & (bits | role::ADMIN) != 0;
+        let writes = has(role::WRITE);
+        let reads_data = has(role::READ_DATA | role::ATTEST);
+        let reads_meta = reads_data || has(role::READ_META | role::MAINTAIN);
+        let some = |secret: &Option<Secret>, held: bool| secret.clone().filter(|_| held);
+        let derived = Epoch::new(repo, self);
+        let public = |recipient: &Option<Recipient>, told: Option<[u8; 32]>| match recipient {
+            Some(recipient) => Some(recipient.public_key()),
+            None => told,
+        };
+        let id = some(&self.id, writes || reads_data);
+        EpochSecrets {
+            epoch: self.epoch,
+            cdc: some(&self.cdc, writes),
+            split: some(&self.split, writes),
+            idx: self.idx.clone(),
+            meta: some(&self.meta, reads_meta),
+            data: some(&self.data, reads_data),
+            // Without it, nobody opens what a writer without S_meta or S_data has wrapped.
+            psk: some(&self.psk, writes || reads_meta),
+            pk_meta: public(&derived.for_meta, self.pk_meta).filter(|_| writes && !reads_meta),
+            pk_data: public(&derived.for_data, self.pk_data).filter(|_| writes && !reads_data),
+            id_meta: derived.id_meta.clone().filter(|_| id.is_none() && reads_meta),
+            id,
+        }
+    }
 }
 
 /// This holder does not have the key that is needed.
@@ -68,6 +122,8 @@ pub enum MissingKey {
     CannotOpen(#[from] CannotOpen),
     #[error("a session key slot is malformed")]
     Malformed,
+    #[error("the public key of epoch {epoch} is none")]
+    PublicKey { epoch: u32 },
 }
 
 /// Every derived key that a holder has. Cheap to share (`Arc`), wiped on drop.
@@ -89,6 +145,12 @@ struct Epoch {
     objects: Option<[Secret; 8]>,
     kek_data: Option<Secret>,
     kek_meta: Option<Secret>,
+    /// Open what writers without the domain's secret have wrapped.
+    for_data: Option<Recipient>,
+    for_meta: Option<Recipient>,
+    psk: Option<Secret>,
+    pk_data: Option<[u8; 32]>,
+    pk_meta: Option<[u8; 32]>,
 }
 
 impl Epoch {
@@ -109,6 +171,15 @@ impl Epoch {
                 .map(|idx| ObjectClass::CONTEXTS.map(|context| derive(context, &[idx.expose(), repo.as_bytes()]))),
             kek_data: derived(&secrets.data, "larder v1 slot kek data"),
             kek_meta: derived(&secrets.meta, "larder v1 slot kek meta"),
+            for_data: derived(&secrets.data, "larder v1 hpke data")
+                .as_ref()
+                .map(Recipient::new),
+            for_meta: derived(&secrets.meta, "larder v1 hpke meta")
+                .as_ref()
+                .map(Recipient::new),
+            psk: secrets.psk.clone(),
+            pk_data: secrets.pk_data,
+            pk_meta: secrets.pk_meta,
         }
     }
 
@@ -121,9 +192,51 @@ impl Epoch {
 
     fn kek(&self, domain: Domain) -> Result<&Secret, MissingKey> {
         match domain {
-            Domain::Data => self.have(&self.kek_data, "data"),
-            Domain::Meta => self.have(&self.kek_meta, "metadata"),
+            Domain::Data => self.have(&self.kek_data, secret_of(domain)),
+            Domain::Meta => self.have(&self.kek_meta, secret_of(domain)),
         }
+    }
+
+    fn psk(&self) -> Result<&Secret, MissingKey> {
+        self.have(&self.psk, "shared")
+    }
+
+    /// Opens a slot whose keyset and domain are known.
+    fn open(&self, slot: &Slot, domain: Domain, repo: &RepoId) -> Result<Secret, MissingKey> {
+        if slot.method() == METHOD_SYMMETRIC {
+            return Ok(slot.unwrap(self.kek(domain)?, repo)?);
+        }
+        let recipient = match domain {
+            Domain::Data => &self.for_data,
+            Domain::Meta => &self.for_meta,
+        };
+        let recipient = recipient.as_ref().ok_or(MissingKey::Secret {
+            epoch: self.number,
+            secret: secret_of(domain),
+        })?;
+        Ok(slot.unwrap_for(recipient, self.psk()?, repo)?)
+    }
+
+    /// Wraps so that this holder can open the slot again, if it has the secret for that; else for those who have.
+    fn wrap(&self, domain: Domain, repo: &RepoId, key: &Secret, chance: &[u8; 32]) -> Result<Slot, MissingKey> {
+        let lacks = match self.kek(domain) {
+            Ok(kek) => return Ok(Slot::wrap(domain, self.number, kek, repo, key, chance)),
+            Err(lacks) => lacks,
+        };
+        let public_key = match domain {
+            Domain::Data => &self.pk_data,
+            Domain::Meta => &self.pk_meta,
+        };
+        let public_key = public_key.as_ref().ok_or(lacks)?;
+        let slot = Slot::wrap_for((domain, self.number), public_key, self.psk()?, repo, key, chance);
+        slot.map_err(|_| MissingKey::PublicKey { epoch: self.number })
+    }
+}
+
+fn secret_of(domain: Domain) -> &'static str {
+    match domain {
+        Domain::Data => "data",
+        Domain::Meta => "metadata",
     }
 }
 
@@ -228,20 +341,23 @@ impl KeyRing {
         })
     }
 
-    /// Wraps a session key by method 1 in the current epoch. `salt` is 32 random bytes.
+    /// Wraps a session key in the current epoch. `chance` is 32 random bytes.
     ///
     /// # Errors
-    /// When the domain's secret is not held.
-    pub fn wrap_session_key(&self, domain: Domain, session_key: &Secret, salt: &[u8; 32]) -> Result<Slot, MissingKey> {
-        let epoch = self.current();
-        Ok(Slot::wrap(
-            domain,
-            epoch.number,
-            epoch.kek(domain)?,
-            &self.repo,
-            session_key,
-            salt,
-        ))
+    /// When neither the domain's secret is held nor what a writer without it needs.
+    pub fn wrap_session_key(
+        &self,
+        domain: Domain,
+        session_key: &Secret,
+        chance: &[u8; 32],
+    ) -> Result<Slot, MissingKey> {
+        self.current().wrap(domain, &self.repo, session_key, chance)
+    }
+
+    /// Whether blobs of a domain that were sealed in the current epoch can be opened. A writer that holds no more than it needs
+    /// cannot open even its own.
+    pub fn can_open(&self, domain: Domain) -> bool {
+        self.current().kek(domain).is_ok()
     }
 
     /// Opens a slot and derives its blob key.
@@ -249,22 +365,18 @@ impl KeyRing {
     /// # Errors
     /// When the slot is of another method, malformed, does not open, or its secret is not held.
     pub fn open_slot(&self, slot: &Slot) -> Result<(Domain, BlobKey), MissingKey> {
-        if slot.method() != METHOD_SYMMETRIC {
+        if !matches!(slot.method(), METHOD_SYMMETRIC | METHOD_HPKE) {
             return Err(MissingKey::Method { method: slot.method() });
         }
         let domain = slot.domain().ok_or(MissingKey::Malformed)?;
         if slot.keyset() != 0 {
             return Err(MissingKey::Malformed);
         }
-        let secret = match domain {
-            Domain::Data => "data",
-            Domain::Meta => "metadata",
-        };
         let epoch = self.epoch(slot.epoch()).ok_or(MissingKey::Secret {
             epoch: slot.epoch(),
-            secret,
+            secret: secret_of(domain),
         })?;
-        let session_key = slot.unwrap(epoch.kek(domain)?, &self.repo)?;
+        let session_key = epoch.open(slot, domain, &self.repo)?;
         Ok((domain, self.blob_key_of(domain, epoch.number, &session_key)))
     }
 
@@ -351,13 +463,11 @@ mod tests {
     fn a_holder_can_do_what_its_secrets_allow_and_nothing_else() {
         // A maintainer: S_idx, S_meta and K_id_meta.
         let id_meta = hex("771a1cedc1fdb8de66ec1fab17203cb8611f53ed60ac2367d0cfb3dff53adcc3");
-        let mut held = secrets(3);
-        held.id = None;
-        held.cdc = None;
-        held.split = None;
-        held.data = None;
-        held.psk = None;
-        held.id_meta = Secret::from_slice(&id_meta);
+        let held = EpochSecrets {
+            psk: None,
+            ..secrets(3).for_roles(&REPO, role::MAINTAIN)
+        };
+        assert_eq!(held.id_meta, Secret::from_slice(&id_meta));
         let keys = KeyRing::new(REPO, vec![held], 3).unwrap();
         assert_eq!(
             keys.meta_id(b"hello larder\n").unwrap(),
@@ -383,6 +493,99 @@ mod tests {
                 secret: "index"
             })
         );
+    }
+
+    #[test]
+    fn a_writer_that_holds_no_more_than_it_needs_cannot_read_back_what_it_wraps() {
+        let held = secrets(1).for_roles(&REPO, role::WRITE);
+        // Nothing else than what format-spec chapter 3.4 lists.
+        let all = [&held.id, &held.cdc, &held.split, &held.idx, &held.psk];
+        assert!(all.iter().all(|secret| secret.is_some()));
+        assert!(held.meta.is_none() && held.data.is_none() && held.id_meta.is_none());
+        assert_eq!(
+            held.pk_data.unwrap()[..],
+            hex("a85c4203faca5c3c4534bc176862bb2ce73703aa973a28b7ac9c7fc8dfb22759")
+        );
+        let writer = KeyRing::new(REPO, vec![held.clone()], 1).unwrap();
+        assert!(!writer.can_open(Domain::Data) && !writer.can_open(Domain::Meta));
+        for domain in [Domain::Data, Domain::Meta] {
+            let slot = writer
+                .wrap_session_key(domain, &session_key_data(), &counting(0x40))
+                .unwrap();
+            assert_eq!((slot.method(), slot.epoch(), slot.domain()), (2, 1, Some(domain)));
+            let lacks = MissingKey::Secret {
+                epoch: 1,
+                secret: secret_of(domain),
+            };
+            assert_eq!(writer.open_slot(&slot).err(), Some(lacks));
+            let (opened, key) = keys().open_slot(&slot).unwrap();
+            assert_eq!(opened, domain);
+            let own = writer.blob_key(domain, &session_key_data());
+            assert_eq!(
+                key.sealer.seal(&[0; 12], b"x", b""),
+                own.sealer.seal(&[0; 12], b"x", b"")
+            );
+        }
+        // What is left out is missed by name, and a public key that nobody can have is refused.
+        let without = |held: EpochSecrets| {
+            let writer = KeyRing::new(REPO, vec![held], 1).unwrap();
+            writer
+                .wrap_session_key(Domain::Meta, &session_key_data(), &counting(0))
+                .err()
+        };
+        let lacks = |secret| Some(MissingKey::Secret { epoch: 1, secret });
+        assert_eq!(
+            without(EpochSecrets {
+                pk_meta: None,
+                ..held.clone()
+            }),
+            lacks("metadata")
+        );
+        assert_eq!(
+            without(EpochSecrets {
+                psk: None,
+                ..held.clone()
+            }),
+            lacks("shared")
+        );
+        let low = EpochSecrets {
+            pk_meta: Some([0; 32]),
+            ..held
+        };
+        assert_eq!(without(low), Some(MissingKey::PublicKey { epoch: 1 }));
+    }
+
+    #[test]
+    fn every_role_gets_its_secrets_and_no_others() {
+        let held = |roles| {
+            let held = secrets(1).for_roles(&REPO, roles);
+            let secrets = [
+                &held.id,
+                &held.cdc,
+                &held.split,
+                &held.idx,
+                &held.meta,
+                &held.data,
+                &held.psk,
+                &held.id_meta,
+            ];
+            let public = [held.pk_meta, held.pk_data];
+            let bits = secrets
+                .iter()
+                .map(|secret| secret.is_some())
+                .chain(public.map(|key| key.is_some()));
+            bits.map(|held| if held { '1' } else { '0' }).collect::<String>()
+        };
+        // S_id S_cdc S_split S_idx S_meta S_data S_psk K_id_meta pk_meta pk_data
+        assert_eq!(held(role::ADMIN), "1111111000");
+        assert_eq!(held(role::WRITE), "1111001011");
+        assert_eq!(held(role::WRITE | role::READ_META | role::READ_DATA), "1111111000");
+        assert_eq!(held(role::WRITE | role::MAINTAIN), "1111101001");
+        assert_eq!(held(role::READ_META), "0001101100");
+        assert_eq!(held(role::READ_META | role::READ_DATA), "1001111000");
+        assert_eq!(held(role::MAINTAIN), "0001101100");
+        assert_eq!(held(role::FORGET | role::HOLD), "0001000000");
+        assert_eq!(held(role::ATTEST), "1001111000");
     }
 
     #[test]

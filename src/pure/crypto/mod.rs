@@ -1,6 +1,7 @@
 //! Keeping secrets: hashing, derivation, sealing, slots and signatures (format-spec chapters 1 and 2).
 
 pub mod gear;
+mod hpke;
 pub mod kdf;
 pub mod keys;
 pub mod paper;
@@ -86,7 +87,7 @@ pub(crate) mod vectors {
             meta: secret(5),
             data: secret(6),
             psk: secret(7),
-            id_meta: None,
+            ..EpochSecrets::none(epoch)
         }
     }
 

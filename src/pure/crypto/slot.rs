@@ -1,5 +1,7 @@
-//! Slots: wrapped session keys, 88 bytes (format-spec chapter 2). Method 1 is written and read; others are refused by name.
+//! Slots: wrapped session keys, 88 bytes (format-spec chapter 3.2). Method 1 is for who can open the slot again, method 2 for who
+//! can only write; others are refused by name.
 
+use super::hpke::{self, Context, Recipient};
 use super::keys::Domain;
 use super::{CannotOpen, Sealer, Secret, hash, keyed_hash};
 use crate::pure::id::RepoId;
@@ -14,8 +16,10 @@ impl std::fmt::Debug for Slot {
     }
 }
 
-/// The one method of version 1: the key-encryption key is symmetric.
+/// The key-encryption key is symmetric.
 pub const METHOD_SYMMETRIC: u8 = 1;
+/// The session key is wrapped for the public key of the domain.
+pub const METHOD_HPKE: u8 = 2;
 
 impl Slot {
     /// Bytes of a slot.
@@ -75,6 +79,48 @@ impl Slot {
         Slot(slot)
     }
 
+    /// Wraps by method 2 for the public key of the domain and epoch. `chance` is 32 random bytes.
+    pub(super) fn wrap_for(
+        (domain, epoch): (Domain, u32),
+        public_key: &[u8; 32],
+        psk: &Secret,
+        repo: &RepoId,
+        session_key: &Secret,
+        chance: &[u8; 32],
+    ) -> Result<Slot, CannotOpen> {
+        let mut slot = Slot([0; Slot::LEN]);
+        slot.0[0] = METHOD_HPKE;
+        slot.0[1] = domain as u8;
+        slot.0[4..8].copy_from_slice(&epoch.to_le_bytes());
+        let sealed = slot.bound(repo, |info, aad, psk_id| {
+            let context = Context { psk, psk_id, info, aad };
+            hpke::seal(public_key, &context, session_key, chance)
+        });
+        let (encapsulated, sealed) = sealed.ok_or(CannotOpen)?;
+        slot.0[8..40].copy_from_slice(&encapsulated);
+        slot.0[40..].copy_from_slice(&sealed);
+        Ok(slot)
+    }
+
+    /// Unwraps method 2; the caller has looked at method, domain and keyset.
+    pub(super) fn unwrap_for(&self, recipient: &Recipient, psk: &Secret, repo: &RepoId) -> Result<Secret, CannotOpen> {
+        self.bound(repo, |info, aad, psk_id| {
+            let context = Context { psk, psk_id, info, aad };
+            recipient
+                .open(&context, &self.0[8..40], &self.0[40..])
+                .ok_or(CannotOpen)
+        })
+    }
+
+    /// What method 2 is bound to: info, associated data, and the name of the shared secret.
+    fn bound<T>(&self, repo: &RepoId, work: impl FnOnce(&[u8], &[u8], &[u8]) -> T) -> T {
+        let head = &self.0[..8];
+        let info = [b"larder v1 slot", &repo.as_bytes()[..], head].concat();
+        let aad = [b"LSLT", &repo.as_bytes()[..], head].concat();
+        let psk_id = [&repo.as_bytes()[..], &head[4..]].concat();
+        work(&info, &aad, &psk_id)
+    }
+
     /// Unwraps method 1; the caller has looked at method, domain and keyset.
     pub(super) fn unwrap(&self, kek: &Secret, repo: &RepoId) -> Result<Secret, CannotOpen> {
         let opened = wrapping_sealer(kek, &self.0[8..40]).open(&[0; 12], &self.0[40..], &aad(repo, &self.0))?;
@@ -131,11 +177,32 @@ mod tests {
         }
     }
 
+    /// Made by another implementation, with an ephemeral key that no key material leads to.
+    const HPKE: &str = "02010000010000001cf579aba45a10ba1d1ef06d91fca2aa9ed0a1150515653155405d0b18cb9a6743c5cbbf0805341e06160323aa7ea1ba7295a428cac8a6336454df840a5a7f52680c0770e840371574302aa0bfff1581";
+
+    #[test]
+    fn the_published_slot_of_a_writer_that_cannot_read_is_opened() {
+        let slot = Slot::from_slice(&hex(HPKE)).unwrap();
+        let (domain, key) = keys().open_slot(&slot).unwrap();
+        assert_eq!(domain, Domain::Data);
+        let expected = keys().blob_key(Domain::Data, &session_key_data());
+        assert_eq!(
+            key.sealer.seal(&[0; 12], b"x", b""),
+            expected.sealer.seal(&[0; 12], b"x", b"")
+        );
+        for bit in 0..Slot::LEN * 8 {
+            let mut slot = slot;
+            slot.0[bit / 8] ^= 1 << (bit % 8);
+            // RFC 7748 ignores the highest bit of a public key, but what is derived names all of them.
+            assert!(keys().open_slot(&slot).is_err(), "bit {bit}");
+        }
+    }
+
     #[test]
     fn other_methods_and_keysets_are_refused_by_name() {
-        let hpke = "02010000010000001cf579aba45a10ba1d1ef06d91fca2aa9ed0a1150515653155405d0b18cb9a6743c5cbbf0805341e06160323aa7ea1ba7295a428cac8a6336454df840a5a7f52680c0770e840371574302aa0bfff1581";
-        let slot = Slot::from_slice(&hex(hpke)).unwrap();
-        assert_eq!(keys().open_slot(&slot).err(), Some(MissingKey::Method { method: 2 }));
+        let mut slot = Slot::from_slice(&hex(HPKE)).unwrap();
+        slot.0[0] = 3;
+        assert_eq!(keys().open_slot(&slot).err(), Some(MissingKey::Method { method: 3 }));
         let mut slot = Slot::from_slice(&hex(VECTOR)).unwrap();
         slot.0[2] = 1;
         assert_eq!(keys().open_slot(&slot).err(), Some(MissingKey::Malformed));

@@ -168,6 +168,10 @@ fn encode_epoch(secrets: &EpochSecrets) -> Value {
     for (key, secret) in held {
         fields.extend(secret.as_ref().map(|secret| (key, Value::bytes(secret.expose()))));
     }
+    let public = [(8, &secrets.pk_meta), (9, &secrets.pk_data)];
+    for (key, public) in public {
+        fields.extend(public.as_ref().map(|public| (key, Value::bytes(public))));
+    }
     Value::map(fields)
 }
 
@@ -177,12 +181,13 @@ fn parse_epoch(value: Value) -> Result<EpochSecrets, FormatError> {
     if epoch == 0 {
         return Ok(malformed("epoch 0")?);
     }
-    // Public keys of method 2 slots, which this version does not write.
-    for key in [8, 9] {
-        if let Some(value) = fields.optional(key) {
-            value.into_byte_array::<32>("public key of the epoch")?;
-        }
-    }
+    let mut public = |key| {
+        fields
+            .optional(key)
+            .map(|value| value.into_byte_array::<32>("public key of the epoch"))
+            .transpose()
+    };
+    let (pk_meta, pk_data) = (public(8)?, public(9)?);
     let mut secret = |key| {
         fields
             .optional(key)
@@ -198,6 +203,8 @@ fn parse_epoch(value: Value) -> Result<EpochSecrets, FormatError> {
         meta: secret(5)?,
         data: secret(6)?,
         psk: secret(7)?,
+        pk_meta,
+        pk_data,
         id_meta: secret(10)?,
     })
 }
@@ -275,9 +282,11 @@ mod tests {
                 meta,
                 data,
                 psk,
+                pk_meta,
+                pk_data,
                 id_meta,
             } = epoch.clone();
-            (epoch, [id, cdc, split, idx, meta, data, psk, id_meta])
+            (epoch, [id, cdc, split, idx, meta, data, psk, id_meta], pk_meta, pk_data)
         };
         assert_eq!(
             left.epochs.iter().map(secrets).collect::<Vec<_>>(),
@@ -308,6 +317,7 @@ mod tests {
             id: None,
             cdc: None,
             data: None,
+            pk_data: Some([7; 32]),
             ..epoch(2)
         };
         let grant = Grant {

@@ -285,7 +285,7 @@ pub mod fixture {
             meta: Some(secret(5)),
             data: Some(secret(6)),
             psk: Some(secret(7)),
-            id_meta: None,
+            ..EpochSecrets::none(epoch)
         }
     }
 
