@@ -434,7 +434,8 @@ def parse_config(data, name):
                {**SIGNED, 3: is_bytes(16), 4: is_uint, 5: either(is_null, is_bytes(32)),
                 6: is_row(is_uint, is_uint, is_uint, is_uint), 7: is_uint, 8: is_list(is_map), 11: is_map,
                 17: is_list(is_map)},
-               {9: is_map, 10: is_map, 12: is_uint, 13: is_uint, 14: is_map, 16: is_uint, 19: is_map, 20: is_map})
+               {9: is_map, 10: is_map, 12: is_uint, 13: is_uint, 14: is_map, 16: is_uint, 19: is_map, 20: is_map,
+                21: is_bytes(32)})
     need(name == f"config/{c[4]:08d}", f"{name}: sequence differs from the name")
     need((c[5] is None) == (c[4] == 0) and c[7] >= 1, f"{name}: predecessor or epoch is wrong")
     if c[6][3]:
@@ -1025,6 +1026,12 @@ class Repository:
                 return self.load_grant(body[1].hex(), secret, config)
         raise Trouble("no protector opens with this passphrase or key file")
 
+    @staticmethod
+    def grant_fits(grant, config, repo):
+        """Whether a grant holds the secrets of the epoch that the config names."""
+        held = [e for e in grant[7] if e[0] == config[7]]
+        return any(21 not in config or (4 in e and dk("larder v1 epoch check", e[4] + repo) == config[21]) for e in held)
+
     def load_grant(self, kid, secret, config):
         repo = config[3]
         for name in reversed(self.names(f"grants/{kid}", r"grants/[0-9a-f]{32}/[0-9]{8}")):
@@ -1035,6 +1042,8 @@ class Repository:
             except Corrupt as error:
                 self.warn(str(error))
                 continue
+            if not self.grant_fits(grant, config, repo):
+                continue                    # of a rotation that has not come to its end, or came second
             epochs = {e[0]: Epoch(e.get(1), e.get(4), e.get(5), e.get(6), e.get(10), e.get(7)) for e in grant[7]}
             return Keys(repo, epochs), grant[6]
         raise Corrupt(f"no grant for {kid} opens")

@@ -318,6 +318,18 @@ own credentials allow is another matter: limit those as well. `put-only` is for 
 nothing back, not even what they wrote themselves. On S3, the policy that goes with a key that writes is printed (`key policy`)."
     )]
     AddWriter(KeyAddWriterArgs),
+    /// Take a key back: what it publishes from now on does not count
+    #[command(
+        after_help = "Examples:\n  larder repo key revoke web2\n  larder repo key rotate\n\n\
+What the key has published counts, and stays. Whoever has it can still open what he has a copy of: `rotate` afterwards keeps what is\n\
+written from then on from him. Take the credentials for the store away as well. If it is interrupted, run it again."
+    )]
+    Revoke(KeyRevokeArgs),
+    /// Draw new secrets for all that is written from now on
+    #[command(after_help = "Example:\n  larder repo key revoke web2 && larder repo key rotate\n\n\
+All holders that are not revoked get the new secrets with their grants; nobody needs to do anything. What is there stays as it is and\n\
+readable, and is still recognised, so nothing is uploaded again. If it is interrupted, run it again: it goes on.")]
+    Rotate,
     /// Print the S3 policy that lets a machine do what its key is for, and no more
     #[command(
         after_help = "Examples:\n  larder repo key policy web2 > web2.json\n  larder repo key policy web2 --principal arn:aws:iam::111122223333:user/web2\n\n\
@@ -383,6 +395,15 @@ pub struct KeyAddWriterArgs {
     /// Make a key file for the new key
     #[arg(long, value_name = "FILE", conflicts_with = "new_password_file", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyRevokeArgs {
+    /// Label of the key, or its id
+    pub key: String,
+    /// Even if outcomes are missing from the history: if one of this key is, the snapshot will not count
+    #[arg(long)]
+    pub despite_gaps: bool,
 }
 
 #[derive(Debug, Args)]

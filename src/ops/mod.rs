@@ -6,6 +6,7 @@ pub mod dump;
 pub mod error;
 pub mod forget;
 pub mod generate;
+mod grants;
 pub mod hold;
 pub mod holders;
 pub mod keys;
@@ -15,6 +16,8 @@ pub mod progress;
 pub mod prune;
 mod queue;
 pub mod restore;
+pub mod revoke;
+pub mod rotate;
 pub mod tag;
 
 pub use error::OpError;

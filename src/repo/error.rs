@@ -43,6 +43,10 @@ pub enum RepoError {
     NoSuchProtector(&'static str),
     #[error("no grant for this key: it has been removed, or never finished being added")]
     NoGrant,
+    #[error("this key does not hold the secrets of epoch {0}, which the repository is in")]
+    NoEpoch(u32),
+    #[error("this key has been revoked by configuration {0}")]
+    KeyRevoked(u64),
     #[error("this key may not {0}")]
     Role(&'static str),
     #[error("this key can only write to the repository, and read nothing back: it may not {0}")]
@@ -170,6 +174,8 @@ impl Explain for RepoError {
             RepoError::WrongKey
             | RepoError::NoSuchProtector(_)
             | RepoError::NoGrant
+            | RepoError::NoEpoch(_)
+            | RepoError::KeyRevoked(_)
             | RepoError::Role(_)
             | RepoError::WriteOnly(_) => Kind::Auth,
             RepoError::Fenced(_) | RepoError::Unpinned(_) => Kind::Refused,
@@ -219,6 +225,10 @@ impl Explain for RepoError {
             RepoError::WrongKey => "check LARDER_PASSWORD, --password-file or --key-file",
             RepoError::NoSuchProtector(_) => "`larder repo key list` shows what opens it",
             RepoError::NoGrant => "ask whoever administers the repository to add this key again",
+            RepoError::NoEpoch(_) => {
+                "the keys were rotated and this one was left out: an admin gives it what it lacks with `larder repo key rotate`"
+            }
+            RepoError::KeyRevoked(_) => "ask whoever administers the repository for a new key",
             RepoError::Role(_) => "use a key with that role",
             RepoError::WriteOnly(_) => {
                 "do this with another key, and not on this machine; with this one, `larder backup` and `larder snapshot list` work"

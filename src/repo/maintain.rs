@@ -174,4 +174,25 @@ impl Repo {
         self.sync_outcomes(&mut HistoryState::default())?;
         end_session_of_another(self, session, End::Fence)
     }
+
+    /// Returns the sessions of a key that have not ended.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn unended_sessions_of(&self, kid: &KeyId) -> Result<Vec<SessionId>, RepoError> {
+        let objects = self.objects_of_unended_sessions()?;
+        let sessions = objects.into_iter().map(|(session, _)| session);
+        Ok(sessions
+            .filter(|session| session.writer_tag()[..] == kid.0[..4])
+            .collect())
+    }
+
+    /// Ends a session of a key that is revoked: none of its runs is accepted. False if it has ended by itself meanwhile.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn end_revoked(&self, session: &SessionId) -> Result<bool, RepoError> {
+        self.sync_outcomes(&mut HistoryState::default())?;
+        end_session_of_another(self, session, End::Refuse)
+    }
 }

@@ -428,6 +428,10 @@ impl Locked {
         let (protector, kid, kid_secret) = self.open_protector(credential).map_err(|error| self.doubt(error))?;
         let repo = self.config.repo;
         let verifier = self.config.verifier();
+        // Before its grant is looked for: a rotation since has left it without one that fits.
+        if let Some(number) = verifier.writer(&kid).and_then(|writer| writer.revoked_at) {
+            return Err(RepoError::KeyRevoked(number));
+        }
         let grant_key = grant::grant_key(&kid_secret, &repo);
         let (grant, grant_number) = self.open_grant(&kid, &grant_key, &verifier)?;
         // What a key signs that the configuration does not have, nobody would accept: adding it was interrupted.
@@ -564,9 +568,12 @@ impl Locked {
             .collect();
         let last = self.index.recall("last-protector")?.unwrap_or_default();
         // Those of holders that the configuration has come first: one password may open both, and the others are worth nothing.
-        let is_holder = |kid: &KeyId| self.config.writers.iter().any(|writer| writer.kid == *kid);
+        let is_holder = |kid: &KeyId| {
+            let mut writers = self.config.writers.iter();
+            writers.any(|writer| writer.kid == *kid && writer.revoked_at.is_none())
+        };
         names.sort_by_key(|name| {
-            let is_stray = matches!(name, ObjectName::Protector(kid, _) if !is_holder(kid));
+            let is_stray = !matches!(name, ObjectName::Protector(kid, _) if is_holder(kid));
             (is_stray, name.to_string().into_bytes() != last)
         });
         let tried_max = match credential {
@@ -660,7 +667,9 @@ impl Locked {
             && let Some((number, bytes)) = stored.split_first_chunk::<8>()
         {
             let number = u64::from_le_bytes(*number);
-            if let Ok(grant) = Grant::decode(bytes, kid, number, grant_key, &self.config.repo, verifier) {
+            if let Ok(grant) = Grant::decode(bytes, kid, number, grant_key, &self.config.repo, verifier)
+                && self.fits(&grant)
+            {
                 return Ok((grant, number));
             }
         }
@@ -680,6 +689,10 @@ impl Locked {
             let name = ObjectName::Grant(*kid, number);
             let bytes = read_whole(&*self.store, &name, "the grant")?;
             match Grant::decode(&bytes, kid, number, grant_key, &self.config.repo, verifier) {
+                // Of a rotation that has not come to its end, or came second.
+                Ok(grant) if !self.fits(&grant) => {
+                    last.get_or_insert(RepoError::NoEpoch(self.config.epoch));
+                }
                 Ok(grant) => {
                     let mut stored = number.to_le_bytes().to_vec();
                     stored.extend_from_slice(&bytes);
@@ -690,6 +703,13 @@ impl Locked {
             }
         }
         Err(last.unwrap_or(RepoError::NoGrant))
+    }
+
+    /// Whether a grant holds the secrets of the epoch that the configuration names.
+    fn fits(&self, grant: &Grant) -> bool {
+        let check = self.config.epoch_check;
+        let mut held = grant.epochs.iter().filter(|held| held.epoch == self.config.epoch);
+        held.any(|held| check.is_none() || held.check(&self.config.repo) == check)
     }
 }
 

@@ -1032,6 +1032,8 @@ pub(super) enum End {
     Abandon,
     /// It seems dead.
     Fence,
+    /// Its key is revoked: nothing that it has written counts.
+    Refuse,
 }
 
 /// Publishes the outcome of a session that does not do so itself, accepting the runs that it wrote. False if it has ended by
@@ -1049,7 +1051,7 @@ pub(super) fn end_session_of_another(repo: &Repo, session: &SessionId, end: End)
         })
         .collect();
     let mut accepted: Vec<(u32, u32)> = Vec::new();
-    for number in numbers {
+    for number in numbers.into_iter().filter(|_| end != End::Refuse) {
         let name = ObjectName::Run(*session, number);
         let is_sound = match read_whole(&*repo.store, &name, "an index run") {
             Ok(bytes) => run::decode_l0(&bytes, &name.to_string(), &repo.keys, &repo.verifier).is_ok(),
@@ -1070,7 +1072,7 @@ pub(super) fn end_session_of_another(repo: &Repo, session: &SessionId, end: End)
         created: host::now(),
         kind: match end {
             End::Abandon => end_without_snapshot(repo),
-            End::Fence => OutcomeKind::Fence,
+            End::Fence | End::Refuse => OutcomeKind::Fence,
         },
         session: *session,
         accepted,

@@ -9,6 +9,7 @@ use crate::edge::host;
 use crate::edge::store::Failure;
 use crate::pure::base::Timestamp;
 use crate::pure::crypto::Domain;
+use crate::pure::crypto::sign::BadSignature;
 use crate::pure::format::FormatError;
 use crate::pure::format::manifest::Manifest;
 use crate::pure::format::mark::{Drop, DropKind, Hold};
@@ -315,6 +316,16 @@ impl Repo {
             match fetched {
                 Ok((stored, bytes)) => self.keep_outcome(&stored, &bytes)?,
                 Err(error) if is_absent(&error) => absent.push((*session, error)),
+                // The signed configuration says that it does not count, so nothing depends on it.
+                Err(RepoError::Object {
+                    source: FormatError::Signature(BadSignature::Revoked(kid)),
+                    ..
+                }) => {
+                    let session = session.short();
+                    state.notes.push(format!(
+                        "snapshot {session} does not count: its key {kid} had been revoked"
+                    ));
+                }
                 Err(error) if concerns_one_object(&error) => state.broken.push((format!("snap/{session}"), error)),
                 Err(error) => return Err(error),
             }

@@ -17,6 +17,7 @@ mod model;
 mod prune;
 mod reading;
 mod retention;
+mod rotation;
 mod story;
 mod tidy;
 mod vectors;

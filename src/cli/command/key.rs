@@ -3,19 +3,21 @@
 use super::policy;
 use super::roles::{duty_name, role_names};
 use crate::cli::args::{
-    DutyArg, KeyAddArgs, KeyAddWriterArgs, KeyCommand, KeyPolicyArgs, KeyRemoveArgs, PaperExportArgs, PaperImportArgs,
+    DutyArg, KeyAddArgs, KeyAddWriterArgs, KeyCommand, KeyPolicyArgs, KeyRemoveArgs, KeyRevokeArgs, PaperExportArgs,
+    PaperImportArgs,
 };
 use crate::cli::context::Context;
 use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, rfc3339};
-use crate::cli::output::printable;
+use crate::cli::output::{count, printable};
 use crate::edge::host;
 use crate::edge::store::location::Location;
 use crate::ops::holders::{self, Duty, KnownHolder};
 use crate::ops::keys;
 use crate::pure::base::{Explain, Kind};
 use crate::pure::crypto::{Secret, paper};
+use crate::pure::id::SessionId;
 use crate::repo::Repo;
 use crate::repo::open::Credential;
 use serde_json::json;
@@ -29,6 +31,8 @@ pub fn run(context: &Context, command: KeyCommand) -> Result<(), Failure> {
         KeyCommand::Add(args) => add(context, &args),
         KeyCommand::AddWriter(args) => add_writer(context, &args),
         KeyCommand::Policy(args) => print_policy(context, &args),
+        KeyCommand::Revoke(args) => revoke(context, &args),
+        KeyCommand::Rotate => rotate(context),
         KeyCommand::Remove(args) => remove(context, &args),
         KeyCommand::ExportPaper(args) => export_paper(context, &args),
         KeyCommand::ImportPaper(args) => import_paper(context, &args),
@@ -241,6 +245,55 @@ fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure>
          also for a bucket):\n",
     )?;
     tell_policy(context, &policy)
+}
+
+fn revoke(context: &Context, args: &KeyRevokeArgs) -> Result<(), Failure> {
+    let repo = context.repo()?;
+    let holder = holders::find(&repo, Some(&args.key))?;
+    let report = crate::ops::revoke::run(&repo, &holder.kid, args.despite_gaps).doing("revoking a key")?;
+    let ids = |sessions: &[SessionId]| sessions.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let output = &context.output;
+    if output.json {
+        return output.json(&json!({
+            "type": "key_revoked", "version": 1, "key_id": holder.kid.to_string(), "label": holder.label,
+            "was_revoked": report.was_revoked, "outcomes": report.outcomes, "ended": ids(&report.ended), "refused": ids(&report.refused),
+        }));
+    }
+    let name = printable(args.key.as_bytes());
+    output.say(match report.was_revoked {
+        true => format!("key {name} had been revoked before; what was left to do is done"),
+        false => format!("key {name} is revoked; what it has published up to now counts"),
+    })?;
+    if !report.ended.is_empty() {
+        let count = count(report.ended.len() as u64, "session", "sessions");
+        output.say(format!("ended {count} of it; what they have uploaded does not count"))?;
+    }
+    for session in &report.refused {
+        output.warn(format!(
+            "snapshot {} came at the same moment, and does not count",
+            session.short()
+        ));
+    }
+    output.note("whoever has it can still open what is there: `larder repo key rotate` keeps what is written from now on from him");
+    output.note("take the credentials for the store away too, if it had any of its own");
+    Ok(())
+}
+
+fn rotate(context: &Context) -> Result<(), Failure> {
+    let repo = context.repo()?;
+    let epoch = crate::ops::rotate::run(&repo).doing("rotating the keys")?;
+    if context.output.json {
+        return context
+            .output
+            .json(&json!({"type": "keys_rotated", "version": 1, "epoch": epoch}));
+    }
+    context.output.say(format!(
+        "what is written from now on is sealed with the new secrets of epoch {epoch}"
+    ))?;
+    context.output.note(
+        "what was written before stays readable to whoever had a key then; a backup that is running goes on with the secrets that it has",
+    );
+    Ok(())
 }
 
 fn tell_policy(context: &Context, policy: &serde_json::Value) -> Result<(), Failure> {

@@ -3,11 +3,13 @@
 use super::report::Report;
 use crate::edge::host;
 use crate::ops::OpError;
+use crate::pure::crypto::sign::BadSignature;
+use crate::pure::format::FormatError;
 use crate::pure::format::name::ObjectName;
 use crate::pure::id::{KeyId, ObjectHash};
-use crate::repo::Repo;
 use crate::repo::error::{object_error, store_error};
 use crate::repo::open::{prefix, read_whole};
+use crate::repo::{Repo, RepoError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Lists what is under a prefix. Names that version 1 does not know go to the report; they are never deleted.
@@ -155,6 +157,11 @@ fn check_grants(repo: &Repo, report: &mut Report) -> Result<(), OpError> {
             Ok(_) => {
                 valid.insert((*kid, *number));
             }
+            // What a former admin has issued was issued anew when it was revoked; whether it was is looked at below.
+            Err(RepoError::Object {
+                source: FormatError::Signature(BadSignature::Revoked(_)),
+                ..
+            }) => {}
             Err(error) => report.error(name, &error),
         }
     }

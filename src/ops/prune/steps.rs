@@ -156,24 +156,34 @@ pub(super) fn sync_index(repo: &Repo) -> Result<(), OpError> {
     })
 }
 
-/// Lists the sessions that have not ended. Those that gave no sign of life for long, by the store's clock, and those that somebody says
-/// are dead, are ended first.
+/// Lists the sessions that have not ended. Those that gave no sign of life for long, by the store's clock, those that somebody says
+/// are dead, and those of keys that are revoked are ended first.
 fn sessions(repo: &Repo, options: &Options, own: &SessionId, report: &mut Report) -> Result<Vec<OpenSession>, OpError> {
     let open = repo.sessions_that_have_not_ended()?;
     let now = store_time(&open, own);
     let silence_max = nanos(Duration::from_secs(repo.config.gc.dead_seconds));
+    let is_revoked = |session: &SessionId| {
+        let mut writers = repo.verifier.writers.iter();
+        writers.any(|writer| writer.revoked_at.is_some() && writer.kid.0[..4] == session.writer_tag()[..])
+    };
     let is_dead = |other: &&OpenSession| {
         let is_silent = other
             .last_seen
             .is_some_and(|seen| now.0.saturating_sub(seen.0) > silence_max);
-        other.state.session != *own && (is_silent || options.end_sessions.contains(&other.state.session))
+        let session = &other.state.session;
+        session != own && (is_silent || options.end_sessions.contains(session) || is_revoked(session))
     };
     let dead: Vec<SessionId> = open.iter().filter(is_dead).map(|other| other.state.session).collect();
     if dead.is_empty() {
         return Ok(open);
     }
     for session in &dead {
-        if repo.fence(session)? {
+        let is_ended = match is_revoked(session) {
+            // Nobody counts what it would publish.
+            true => repo.end_revoked(session)?,
+            false => repo.fence(session)?,
+        };
+        if is_ended {
             report.fenced.push(*session);
         }
     }

@@ -45,7 +45,7 @@ impl ObjectClass {
 }
 
 /// The seven secrets of an epoch, as far as the holder has them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochSecrets {
     pub epoch: u32,
     pub id: Option<Secret>,
@@ -79,6 +79,13 @@ impl EpochSecrets {
             pk_data: None,
             id_meta: None,
         }
+    }
+
+    /// Returns what a configuration says of its current epoch (config key 21), so that secrets that were drawn for the same number by
+    /// somebody else, or by a rotation that never came to its end, are not used.
+    pub fn check(&self, repo: &RepoId) -> Option<[u8; 32]> {
+        let idx = self.idx.as_ref()?;
+        Some(*derive("larder v1 epoch check", &[idx.expose(), repo.as_bytes()]).expose())
     }
 
     /// Returns the part that a key holder with these role bits gets (format-spec chapter 3.4), and nothing else.
