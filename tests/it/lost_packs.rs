@@ -9,11 +9,20 @@ use larder::edge::store::{
 };
 use larder::ops::{Progress, backup, check, restore};
 use larder::pure::base::{Explain, Kind};
-use larder::pure::id::SessionId;
+use larder::pure::compress::Compressor;
+use larder::pure::format::blob::BlobType;
+use larder::pure::format::session::SessionRole;
+use larder::pure::id::{ChunkId, SessionId};
+use larder::repo::Repo;
+use larder::repo::error::RepoError;
+use larder::repo::pack_writer::{Claim, PackWriter};
+use larder::repo::session::Session;
 use larder::testing::fault_store::FaultStore;
 use larder::testing::small::SmallRepo;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 /// A repository with small chunks and nodes, so that a few files give piece lists and inner nodes.
 fn world(local: bool) -> World {
@@ -228,40 +237,60 @@ fn pack_that_comes_back_is_used_again() {
     assert_eq!(again.stats.chunks_new, 0);
 }
 
-/// A store that gives no ends of packs, because it cannot be reached.
+/// A store that gives no ends of packs, because it cannot be reached, or leaves everything out of the first listings of `idx/`.
 #[derive(Debug)]
-struct WithoutEnds(Arc<dyn Store>);
+struct Moody {
+    store: Arc<dyn Store>,
+    is_without_ends: bool,
+    short_listings: AtomicU32,
+}
 
-impl Store for WithoutEnds {
+impl Store for Moody {
     fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
-        self.0.create(key, body)
+        self.store.create(key, body)
     }
     fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
         match part {
-            Part::Suffix(_) => Err(StoreError::new("reading", key, Failure::Unreachable)),
-            part => self.0.read(key, part),
+            Part::Suffix(_) if self.is_without_ends => Err(StoreError::new("reading", key, Failure::Unreachable)),
+            part => self.store.read(key, part),
         }
     }
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
-        self.0.list(prefix, each)
+        let is_short = prefix.as_str() == "idx/"
+            && self
+                .short_listings
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                .is_ok();
+        match is_short {
+            true => Ok(()),
+            false => self.store.list(prefix, each),
+        }
     }
     fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError> {
-        self.0.stat(key)
+        self.store.stat(key)
     }
     fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
-        self.0.remove(keys)
+        self.store.remove(keys)
     }
     fn prepare(&self) -> Result<(), StoreError> {
-        self.0.prepare()
+        self.store.prepare()
     }
     fn probe(&self) -> Result<Abilities, StoreError> {
-        self.0.probe()
+        self.store.probe()
     }
     fn set_conditional(&self, conditional: bool) {
-        self.0.set_conditional(conditional);
+        self.store.set_conditional(conditional);
     }
     fn location(&self) -> String {
-        self.0.location()
+        self.store.location()
+    }
+}
+
+fn moody(world: &World, is_without_ends: bool, short_listings: u32) -> Moody {
+    Moody {
+        store: world.store.clone(),
+        is_without_ends,
+        short_listings: AtomicU32::new(short_listings),
     }
 }
 
@@ -275,10 +304,66 @@ fn store_that_is_away_is_not_taken_for_lost_chunks() {
         world.store.remove(&[run]).unwrap();
     }
     assert_restores(&world, &snapshot, "no index");
-    let repo = world.open_on(Arc::new(WithoutEnds(world.store.clone())), "away");
+    let repo = world.open_on(Arc::new(moody(&world, true, 0)), "away");
     repo.sync_history().unwrap();
     let snapshot = repo.snapshots().unwrap().remove(0);
     let options = restore_options(snapshot, None, world.dir.path().join("nothing"));
     let error = restore::run(&repo, &options, &Progress::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{}", check::chain(&error));
+}
+
+/// What a listing lacks is listed once more before it counts as gone (I-8).
+#[test]
+fn run_that_one_listing_lacks_is_not_missing() {
+    let world = world(false);
+    back_up(&world, "first", backup::ParentChoice::None);
+    let repo = world.open_on(Arc::new(moody(&world, false, 1)), "second");
+    repo.sync_history().unwrap();
+    let sync = repo.sync_index().unwrap();
+    assert!(sync.missing.is_empty() && sync.imported > 0, "{sync:?}");
+}
+
+/// Adds a chunk under this id, or under its own.
+fn add(session: &Session<'_>, repo: &Repo, id: Option<ChunkId>) {
+    let plain = noise(77, 300);
+    let id = id.unwrap_or_else(|| repo.keys.data_id(&plain).unwrap());
+    let mut frame = Vec::new();
+    let codec = PackWriter::begin_full(&mut frame, &mut Compressor::new(3), &plain);
+    assert_eq!(session.writer().claim(&id).unwrap(), Claim::New);
+    let length = plain.len() as u32;
+    session
+        .writer()
+        .add(BlobType::Data, &id, codec, length, &mut frame)
+        .unwrap();
+}
+
+/// Whatever went wrong before: a pack is opened before it is uploaded, and one that does not hold what it says is not (I-9).
+#[test]
+fn pack_that_does_not_hold_what_it_says_is_not_uploaded() {
+    let world = world(false);
+    let repo = world.open("machine");
+    let mut session = Session::begin(&repo, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    add(&session, &repo, Some(ChunkId([9; 32])));
+    let error = session.make_durable().expect_err("the pack is not what it says");
+    assert!(matches!(error, RepoError::PackDidNotVerify { .. }), "{error}");
+    assert_eq!(packs(&*world.store, "data/"), []);
+}
+
+/// A run counts when its session has ended with it, and not because it is there (I-3).
+#[test]
+fn run_of_a_session_that_has_not_ended_does_not_count() {
+    let world = world(false);
+    let repo = world.open("machine");
+    let mut session = Session::begin(&repo, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    add(&session, &repo, None);
+    session.make_durable().unwrap();
+    let others = |machine: &str| {
+        let repo = world.open(machine);
+        repo.sync_history().unwrap();
+        repo.sync_index().unwrap().imported
+    };
+    assert_eq!(packs(&*world.store, "idx/").len(), 1);
+    assert_eq!(others("early"), 0);
+    session.abandon();
+    assert_eq!(others("late"), 1);
 }
