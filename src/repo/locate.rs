@@ -1,11 +1,13 @@
 //! Where a chunk lies: from the local index, or, on a machine that has none, straight from the runs by ranged reads.
 
+use super::again::until_sound;
 use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::open::{Repo, store_key};
 use super::recent::Recent;
 use super::runs::ListedRun;
 use crate::edge::store::Part;
+use crate::pure::format::FormatError;
 use crate::pure::format::name::{ObjectName, PartKind};
 use crate::pure::format::run::{RunChunk, RunHead, RunPack};
 use crate::pure::id::ChunkId;
@@ -176,7 +178,7 @@ impl RunLocator {
             }
             Head::Unread => {}
         }
-        match self.read_head(repo, run) {
+        match until_sound(|| self.read_head(repo, run)) {
             Ok(head) => {
                 let head = Arc::new(head);
                 *kept = Head::Read(head.clone());
@@ -220,22 +222,36 @@ impl RunLocator {
         }
         let object = &self.objects[number];
         let head = self.head(repo, object)?;
-        let sealed = self.read(repo, object, range)?;
-        let block = Arc::new(
+        let block = Arc::new(until_sound(|| {
+            let sealed = self.read(repo, object, range.clone())?;
             head.open_chunks(section, &sealed, &repo.keys)
-                .map_err(object_error("opening", &object.name))?,
-        );
+                .map_err(object_error("opening", &object.name))
+        })?);
         self.blocks.lock().put((number, section), block.clone());
         Ok(block)
     }
 
-    fn sealed_block(&self, repo: &Repo, number: usize, section: usize, range: Range<u64>) -> Result<Bytes, RepoError> {
-        if let Some(block) = self.sealed.lock().get(&(number, section)) {
-            return Ok(block);
+    /// Opens a block that is kept as it is stored.
+    fn opened_block<T>(
+        &self,
+        repo: &Repo,
+        number: usize,
+        section: usize,
+        range: Range<u64>,
+        open: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<T, RepoError> {
+        let object = &self.objects[number];
+        let damaged = || object_error("opening", &object.name);
+        let kept = self.sealed.lock().get(&(number, section));
+        if let Some(block) = kept {
+            return open(&block).map_err(damaged());
         }
-        let block = self.read(repo, &self.objects[number], range)?;
-        self.sealed.lock().put((number, section), block.clone());
-        Ok(block)
+        until_sound(|| {
+            let block = self.read(repo, object, range.clone())?;
+            let opened = open(&block).map_err(damaged())?;
+            self.sealed.lock().put((number, section), block);
+            Ok(opened)
+        })
     }
 
     /// Returns the copies that one run knows.
@@ -261,10 +277,8 @@ impl RunLocator {
             let object = &self.objects[number];
             let head = self.head(repo, object)?;
             for (section, range) in head.slot_blocks(&pack.slots) {
-                let sealed = self.sealed_block(repo, number, section, range)?;
-                let (first, block) = head
-                    .open_slots(section, &sealed, &repo.keys)
-                    .map_err(object_error("opening", &object.name))?;
+                let open = |sealed: &[u8]| head.open_slots(section, sealed, &repo.keys);
+                let (first, block) = self.opened_block(repo, number, section, range, open)?;
                 for (index, slot) in block.iter().enumerate() {
                     if pack.slots.contains(&(first + index as u32)) {
                         slots.push(*slot);
@@ -293,10 +307,8 @@ impl RunLocator {
             if range.is_empty() {
                 continue;
             }
-            let sealed = self.sealed_block(repo, number, section, range)?;
-            let (first, packs) = head
-                .open_packs(section, &sealed, &repo.keys)
-                .map_err(object_error("opening", &object.name))?;
+            let open = |sealed: &[u8]| head.open_packs(section, sealed, &repo.keys);
+            let (first, packs) = self.opened_block(repo, number, section, range, open)?;
             if let Some(pack) = rank.checked_sub(first).and_then(|index| packs.get(index as usize)) {
                 return Ok(pack.clone());
             }

@@ -1,5 +1,6 @@
 //! The repository: the format over a store. Opening, reading, writing packs, sessions and snapshots.
 
+mod again;
 pub mod at_once;
 pub mod compacted;
 pub mod error;

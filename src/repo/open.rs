@@ -1,5 +1,6 @@
 //! Making, finding and unlocking a repository (format-spec chapters on keys and config).
 
+use super::again::READS_BEFORE_DAMAGE;
 use super::error::{RepoError, object_error, store_error};
 use super::index::{LocalIndex, NodeCache};
 use crate::edge::host;
@@ -10,9 +11,10 @@ use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
 use crate::pure::crypto::{Domain, EpochSecrets, KeyRing, Secret, Signer, Verifier};
 use crate::pure::format::config::Config;
+use crate::pure::format::envelope;
 use crate::pure::format::grant::{self, Grant, KidRow};
 use crate::pure::format::name::ObjectName;
-use crate::pure::format::protector::{Protector, ProtectorKind};
+use crate::pure::format::protector::{self, Protector, ProtectorKind};
 use crate::pure::id::{KeyId, ObjectHash, RepoId};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
@@ -127,11 +129,28 @@ pub fn create_new(store: &dyn Store, name: &ObjectName, body: Vec<u8>, what: &st
     }
 }
 
-/// Reads a whole object, if it has no more bytes than one of that name can have.
+/// Reads a whole object, if it has no more bytes than one of that name can have. What does not fit its own hash is read again (I-8);
+/// if it stays so, whoever opens it says what is wrong.
 pub fn read_whole(store: &dyn Store, name: &ObjectName, what: &str) -> Result<Bytes, RepoError> {
-    store
-        .read(&store_key(name), Part::AtMost(bytes_max(name)))
-        .map_err(store_error(format!("reading {what}")))
+    let mut attempt = 1;
+    loop {
+        let bytes = store
+            .read(&store_key(name), Part::AtMost(bytes_max(name)))
+            .map_err(store_error(format!("reading {what}")))?;
+        if is_intact(name, &bytes) || attempt == READS_BEFORE_DAMAGE {
+            return Ok(bytes);
+        }
+        attempt += 1;
+    }
+}
+
+/// Whether an object has the hash that it ends with.
+fn is_intact(name: &ObjectName, bytes: &[u8]) -> bool {
+    match name {
+        ObjectName::Config(_) | ObjectName::Protector(..) => protector::is_intact(bytes),
+        ObjectName::Pack(..) => true,
+        _ => envelope::is_intact(bytes),
+    }
 }
 
 /// How large an object can be (format-spec chapter 17): whoever can write to the store chooses how large it is.
@@ -190,6 +209,8 @@ pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<Re
     if !abilities.conditional_create {
         // Format-spec chapter 16: the weaker mode rests on intervals.
         config.gc.dead_seconds = 14 * 86_400;
+    }
+    if !abilities.conditional_create || !abilities.strong_listing {
         config.gc.grace_seconds = 86_400;
     }
     let grant_key = grant::grant_key(&kid_secret, &repo);

@@ -1,6 +1,7 @@
 //! Reading blobs: find a copy, fetch its bytes, open, verify; on damage try the next copy, and read again before believing it
 //! (invariants I-8 and I-10). Restore, check and every look at a snapshot come through here.
 
+use super::again::READS_BEFORE_DAMAGE;
 use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::locate::Locate;
@@ -28,8 +29,6 @@ use std::sync::Arc;
 const ALIGN: u64 = 256 << 10;
 /// Aligned windows kept in memory.
 const WINDOWS_MAX: usize = 64;
-/// A copy that does not open is read this often before it counts as damaged (I-8).
-const READS_BEFORE_DAMAGE: usize = 3;
 
 /// Reads and verifies blobs; shared by threads.
 pub struct BlobReader<'r> {

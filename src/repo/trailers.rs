@@ -1,6 +1,7 @@
 //! Finding chunks without the index: every pack says at its end what is in it (format-spec chapter 7). Runs and
 //! outcomes may be lost; as long as the packs are there, what they hold can be read.
 
+use super::again::until_sound;
 use super::error::{RepoError, object_error, store_error};
 use super::index::{ChunkPlace, PackState};
 use super::open::{Repo, list_names, store_key};
@@ -78,7 +79,7 @@ impl Trailers {
             for _ in 0..AT_ONCE.min(unlisted.len()) {
                 scope.spawn(|| {
                     while let Some((kind, pack, session, size)) = unlisted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match read_trailer(repo, *kind, *pack, *session, *size) {
+                        match until_sound(|| read_trailer(repo, *kind, *pack, *session, *size)) {
                             Ok((size, trailer)) => found.lock().add(*kind, *pack, *session, size, trailer),
                             Err(error) if error.is_outage() && !chaos!("outage-is-damage") => {
                                 outage.lock().get_or_insert(error);

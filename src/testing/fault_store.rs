@@ -7,6 +7,7 @@ use crate::edge::store::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// When calls fail.
@@ -44,6 +45,10 @@ pub struct FaultStore<S> {
     acknowledged: Mutex<Vec<(StoreKey, u64)>>,
     /// Probing finds that the store cannot create conditionally.
     is_weak: bool,
+    /// What was created through this store is not listed by it.
+    is_lagging: bool,
+    /// The first read of every object has a wrong bit; those that were read.
+    flipped: Option<Mutex<HashSet<StoreKey>>>,
     /// What was set last, whether creating may rest on conditions.
     conditional: Mutex<Option<bool>>,
 }
@@ -75,6 +80,8 @@ impl<S: Store> FaultStore<S> {
             log: Mutex::default(),
             acknowledged: Mutex::default(),
             is_weak: false,
+            is_lagging: false,
+            flipped: None,
             conditional: Mutex::new(None),
         }
     }
@@ -84,6 +91,47 @@ impl<S: Store> FaultStore<S> {
         FaultStore {
             is_weak: true,
             ..FaultStore::new(inner, None)
+        }
+    }
+
+    /// Does not list what was created through it, as a store whose listings come late.
+    pub fn lagging(inner: S) -> FaultStore<S> {
+        FaultStore {
+            is_lagging: true,
+            ..FaultStore::new(inner, None)
+        }
+    }
+
+    /// Gives the first read of every object, or of a part of it, a wrong bit, as a bad network may.
+    pub fn flipping(inner: S) -> FaultStore<S> {
+        FaultStore {
+            flipped: Some(Mutex::default()),
+            ..FaultStore::new(inner, None)
+        }
+    }
+
+    /// What comes of a read.
+    fn received(&self, key: &StoreKey, bytes: Bytes) -> Bytes {
+        let is_first = self
+            .flipped
+            .as_ref()
+            .is_some_and(|read| read.lock().insert(key.clone()));
+        if !is_first || bytes.is_empty() {
+            return bytes;
+        }
+        let mut bytes = bytes.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        bytes.into()
+    }
+
+    /// Passes on the rows that are listed.
+    fn listed<'e>(&'e self, each: &'e mut dyn FnMut(Listed)) -> impl FnMut(Listed) + 'e {
+        move |row| {
+            let is_new = || self.acknowledged.lock().iter().any(|(key, _)| *key == row.key);
+            if !self.is_lagging || !is_new() {
+                each(row);
+            }
         }
     }
 
@@ -165,11 +213,15 @@ impl<S: Store> Store for FaultStore<S> {
     }
 
     fn read(&self, key: &StoreKey, part: Part) -> Result<Bytes, StoreError> {
-        self.run("reading", key, || self.inner.read(key, part))
+        let bytes = self.run("reading", key, || self.inner.read(key, part))?;
+        Ok(self.received(key, bytes))
     }
 
     fn read_into(&self, key: &StoreKey, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
-        self.run("reading", key, || self.inner.read_into(key, offset, buffer))
+        self.run("reading", key, || self.inner.read_into(key, offset, buffer))?;
+        let received = self.received(key, Bytes::copy_from_slice(buffer));
+        buffer.copy_from_slice(&received);
+        Ok(())
     }
 
     fn read_on(&self, key: &StoreKey, part: &Part, partial: &mut Partial) -> Result<(), StoreError> {
@@ -177,7 +229,9 @@ impl<S: Store> Store for FaultStore<S> {
     }
 
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
-        self.run("listing", &prefix.as_str(), || self.inner.list(prefix, each))
+        self.run("listing", &prefix.as_str(), || {
+            self.inner.list(prefix, &mut self.listed(each))
+        })
     }
 
     fn list_after(
@@ -187,7 +241,7 @@ impl<S: Store> Store for FaultStore<S> {
         each: &mut dyn FnMut(Listed),
     ) -> Result<(), StoreError> {
         self.run("listing", &prefix.as_str(), || {
-            self.inner.list_after(prefix, after, each)
+            self.inner.list_after(prefix, after, &mut self.listed(each))
         })
     }
 
@@ -206,6 +260,7 @@ impl<S: Store> Store for FaultStore<S> {
     fn probe(&self) -> Result<Abilities, StoreError> {
         let mut abilities = self.run("trying out", &"the store", || self.inner.probe())?;
         abilities.conditional_create &= !self.is_weak;
+        abilities.strong_listing &= !self.is_lagging;
         Ok(abilities)
     }
 

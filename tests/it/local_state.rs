@@ -723,6 +723,31 @@ fn sessions_of_the_machine_that_a_state_was_copied_from_are_left_alone() {
     );
 }
 
+/// Whoever finds on the first day that listings come late keeps packs for a day after they were condemned.
+#[test]
+fn a_store_that_lists_late_gets_a_grace_time() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, seconds) in [("late", 86_400), ("at once", 0)] {
+        let store = MemoryStore::new();
+        let made = match seconds {
+            0 => FaultStore::new(store.clone(), None),
+            _ => FaultStore::lagging(store.clone()),
+        };
+        open::init(&made, &credential(), larder::testing::small::CHEAP).unwrap();
+        let options = LocalOptions {
+            cache_dir: dir.path().join(name),
+            index: larder::pure::base::memory::IndexShare::with_filter(1 << 20),
+            node_cache_bytes_max: 1 << 20,
+        };
+        let repo = open::connect(Arc::new(store), options)
+            .unwrap()
+            .unlock(&credential())
+            .unwrap();
+        assert_eq!(repo.config.gc.grace_seconds, seconds, "{name}");
+        assert!(repo.config.gc.conditional_writes);
+    }
+}
+
 #[test]
 fn a_store_without_conditional_creation_is_used_as_one_from_the_first_object_on() {
     let dir = tempfile::tempdir().unwrap();

@@ -765,6 +765,63 @@ fn doubt_stops_deletion() {
     }
 }
 
+/// A bit that is wrong once is no damage: what has a wrong bit is read again, whatever it is.
+#[test]
+fn wrong_bits_that_do_not_stay_change_nothing() {
+    let yard = Yard::with_nights();
+    yard.forget(1);
+    let flipping = || -> Arc<dyn Store> { Arc::new(FaultStore::flipping(yard.store.clone())) };
+    for machine in [yard.cache(), yard.fresh()] {
+        let repo = try_open(flipping(), &machine, &admin()).unwrap();
+        repo.sync_history().unwrap().require_sound().unwrap();
+        assert_eq!(repo.snapshots().unwrap().len(), 2);
+    }
+    let everything = check::Options {
+        read_data: Some(check::Subset::All),
+        threads: 1,
+        ..Default::default()
+    };
+    let repo = try_open(flipping(), &yard.fresh(), &admin()).unwrap();
+    let report = check::run(&repo, &everything, &Progress::default()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    // A machine without an index finds chunks straight in the runs.
+    let repo = try_open(flipping(), &yard.fresh(), &admin()).unwrap();
+    repo.sync_history().unwrap();
+    for snapshot in repo.snapshots().unwrap() {
+        let root = snapshot.manifest.roots[0].path.clone();
+        let options = restore_options(snapshot, Some(root), yard.fresh());
+        let report = restore::run(&repo, &options, &Progress::default()).unwrap();
+        assert_eq!(
+            (report.damaged_total, report.failed_total),
+            (0, 0),
+            "{:?}",
+            report.damaged
+        );
+    }
+    back_up(flipping(), &yard.fresh(), &admin(), &yard.source()).unwrap();
+    let report = prune_all(flipping(), &yard.fresh()).unwrap();
+    assert!(report.deleted.packs > 0, "{report:?}");
+    assert!(
+        yard.assert_sound(&yard.store, "afterwards")
+            .is_superset(&yard.ids([0, 2]))
+    );
+}
+
+/// A listing that comes late may lack a writer as well: prune notices by its own session.
+#[test]
+fn listings_that_come_late_stop_deletion() {
+    let yard = Yard::with_nights();
+    yard.forget(1);
+    let before = pack_bytes(&yard.store);
+    let lagging = Arc::new(FaultStore::lagging(yard.store.clone()));
+    let error = prune_all(lagging, &yard.cache()).unwrap_err();
+    assert!(matches!(error, OpError::InDoubt { .. }), "{}", check::chain(&error));
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert_eq!(pack_bytes(&yard.store), before);
+    assert!(yard.prune().deleted.packs > 0);
+    assert_eq!(yard.assert_sound(&yard.store, "afterwards"), yard.ids([0, 2]));
+}
+
 /// A maintainer's key is enough for everything that prune does, and a backup key for none of it.
 #[test]
 fn each_key_does_its_duty_and_no_more() {

@@ -30,8 +30,8 @@ const TOLERATED: [&str; 3] = ["attest", "par", "lost+found"];
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
 
-/// From this size on, space is reserved before writing, so that a full disk shows before any byte is written.
-const RESERVE_BYTES_MIN: usize = 1 << 20;
+/// From this size on, space is allocated before writing, so that a full disk shows before any byte is written.
+const ALLOCATE_BYTES_MIN: usize = 1 << 20;
 /// From this size on, a pack's pages are dropped from the page cache once durable: nobody reads them soon.
 const DROP_CACHE_BYTES_MIN: usize = 4 << 20;
 /// Larger files are written in pieces of this size, and the kernel is told after each that it is not needed in the cache,
@@ -41,8 +41,10 @@ const WRITE_PIECE_BYTES: usize = 8 << 20;
 /// Below `tmp/`: room for the few small objects that freeing space takes. Given up when the disk is full.
 const RESERVE: &str = "tmp/reserve";
 /// Enough to condemn twenty thousand packs.
-const RESERVE_BYTES: u64 = 1 << 20;
-/// The reserve is made where there are this many times its bytes.
+const RESERVE_BYTES_MAX: u64 = 1 << 20;
+/// Enough for the dozen small objects of forgetting and pruning, a block each, and as many directories that grow.
+const RESERVE_BYTES_MIN: u64 = 128 << 10;
+/// At most one of this many bytes that are free is taken for it.
 const RESERVE_SHARE: u64 = 16;
 /// Files under `tmp/` older than this belong to nobody.
 const TMP_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -99,18 +101,20 @@ impl LocalStore {
         Ok(removed)
     }
 
-    /// Keeps some room for when the disk is full, unless it nearly is. It may fail: nothing but comfort depends on it.
+    /// Keeps some room for when the disk is full, unless it nearly is; less of it on a small disk. It may fail: nothing but comfort
+    /// depends on it.
     fn keep_reserve(&self) {
         let path = self.root.join(RESERVE);
         // Blocks of 512 bytes: the file is empty, and its space is taken all the same.
         let size = rustix::fs::lstat(&path).map_or(0, |stat| stat.st_blocks.cast_unsigned().saturating_mul(512));
         let free = rustix::fs::statvfs(&self.root).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        if size >= RESERVE_BYTES || free < RESERVE_SHARE * RESERVE_BYTES {
+        let wanted = (free.saturating_add(size) / RESERVE_SHARE).min(RESERVE_BYTES_MAX);
+        if size >= wanted || wanted < RESERVE_BYTES_MIN {
             return;
         }
         let _ = rustix::fs::unlink(&path);
         let Ok(file) = open_new(&path) else { return };
-        let reserved = retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES));
+        let reserved = retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, wanted));
         if reserved.is_err() {
             let _ = rustix::fs::unlink(&path);
         }
@@ -666,7 +670,7 @@ fn open_new(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 fn write_durably(file: &OwnedFd, body: &[u8]) -> Result<(), Errno> {
-    if body.len() >= RESERVE_BYTES_MIN {
+    if body.len() >= ALLOCATE_BYTES_MIN {
         let length = body.len() as u64;
         match retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
@@ -869,11 +873,11 @@ mod tests {
         let (directory, store) = store();
         let reserve = directory.path().join("repo").join(RESERVE);
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&reserve).expect("the reserve"));
-        assert!(blocks() * 512 >= RESERVE_BYTES, "{}", blocks());
+        assert!(blocks() * 512 >= RESERVE_BYTES_MAX, "{}", blocks());
         assert!(store.give_up_reserve() && !reserve.exists());
         assert!(!store.give_up_reserve());
         store.sweep().expect("sweeping");
-        assert!(blocks() * 512 >= RESERVE_BYTES, "{}", blocks());
+        assert!(blocks() * 512 >= RESERVE_BYTES_MAX, "{}", blocks());
         let mut listed = 0;
         store
             .list(&Prefix::new("").expect("a prefix"), &mut |_| listed += 1)

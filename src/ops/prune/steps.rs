@@ -12,6 +12,9 @@ use crate::repo::session::{Maintained, Session};
 use crate::repo::{Repo, RepoError};
 use std::time::Duration;
 
+const LAGGING_HINT: &str = "if the store lists new objects late, prune again when nothing has been written for a while; or another \
+    prune has ended this one with --end-session";
+
 /// Where a session stands when everything that is alive is marked and the index is in sync.
 pub(super) struct Ground {
     pub protocol: MaintenanceProtocol,
@@ -160,6 +163,15 @@ pub(super) fn sync_index(repo: &Repo) -> Result<(), OpError> {
 /// are dead, and those of keys that are revoked are ended first.
 fn sessions(repo: &Repo, options: &Options, own: &SessionId, report: &mut Report) -> Result<Vec<OpenSession>, OpError> {
     let open = repo.sessions_that_have_not_ended()?;
+    // The order of listings is worth nothing where they come late: a writer that registered before us would not be waited for.
+    if !open.iter().any(|other| other.state.session == *own) {
+        return Err(OpError::InDoubt {
+            what: format!("sess/{own}, which this run has just created, is not listed"),
+            source: None,
+            kind: Kind::Unavailable,
+            hint: LAGGING_HINT,
+        });
+    }
     let now = store_time(&open, own);
     let silence_max = nanos(Duration::from_secs(repo.config.gc.dead_seconds));
     let is_revoked = |session: &SessionId| {

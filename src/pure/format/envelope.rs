@@ -119,6 +119,13 @@ fn aad(header: &[u8; HEADER_LEN], section: usize, name: &str) -> Vec<u8> {
     [&header[..], &(section as u32).to_le_bytes(), name.as_bytes()].concat()
 }
 
+/// Whether an object ends with its own hash: what anybody can see without a key, of any kind and version.
+pub fn is_intact(bytes: &[u8]) -> bool {
+    bytes
+        .split_last_chunk::<FOOTER_LEN>()
+        .is_some_and(|(body, footer)| footer[32..] == *END_MAGIC && footer[..32] == hash(body))
+}
+
 /// An envelope whose frame has been checked: magic, kind, repo, section table, footer hash. Nothing is opened yet.
 #[derive(Debug)]
 pub struct Envelope<'a> {

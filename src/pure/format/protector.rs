@@ -201,6 +201,13 @@ pub(super) fn frame(magic: &[u8; 8], body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Whether a framed object, a configuration or protector, ends with its own hash.
+pub fn is_intact(bytes: &[u8]) -> bool {
+    bytes
+        .split_last_chunk::<32>()
+        .is_some_and(|(framed, hash)| crypto::hash(framed) == *hash)
+}
+
 /// Returns the CBOR of a framed object after checking size, magic and hash. `what` names the object.
 pub(super) fn unframe<'a>(magic: &[u8; 8], bytes: &'a [u8], what: &'static str) -> Result<&'a [u8], Malformed> {
     if bytes.len() > OBJECT_BYTES_MAX {

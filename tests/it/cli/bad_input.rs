@@ -442,14 +442,24 @@ fn a_full_repository_disk_is_5_and_older_snapshots_stay_whole() {
 /// A disk without a free byte: forgetting and pruning make room, and the next backup goes through.
 #[test]
 fn a_full_repository_disk_can_be_pruned() {
+    prune_a_full_disk("40m", 12_000_000);
+}
+
+/// Room is kept on a disk that is small from its first day, too.
+#[test]
+fn a_full_small_disk_can_be_pruned() {
+    prune_a_full_disk("6m", 2_000_000);
+}
+
+fn prune_a_full_disk(size: &str, data: usize) {
     let place = Place::new();
-    let Some(_mount) = Mount::new(place.path("small"), "40m") else {
-        eprintln!("SKIPPED a_full_repository_disk_can_be_pruned: mounting a tmpfs needs root");
+    let Some(_mount) = Mount::new(place.path("small"), size) else {
+        eprintln!("SKIPPED a disk of {size} can be pruned when it is full: mounting a tmpfs needs root");
         return;
     };
     let run = |arguments: &[&str]| on_small_disk(&place, arguments);
     run(&["repo", "init"]).expect(0);
-    std::fs::write(place.path("source/large"), noise(12_000_000)).unwrap();
+    std::fs::write(place.path("source/large"), noise(data)).unwrap();
     run(&["backup", "source"]).expect(0);
     std::fs::remove_file(place.path("source/large")).unwrap();
     run(&["backup", "source"]).expect(0);
