@@ -9,6 +9,7 @@ use crate::pure::format::name::ObjectName;
 use crate::pure::id::SessionId;
 use crate::repo::error::store_error;
 use crate::repo::open::store_key;
+use crate::repo::snapshots::HistoryState;
 use crate::repo::{Repo, RepoError};
 
 /// What letting go came to.
@@ -30,20 +31,30 @@ pub fn hold(repo: &Repo, session: &SessionId, until: Option<Timestamp>, reason: 
         return Err(OpError::Usage("a hold ends in the future".into()));
     }
     let name = repo.hold_snapshot(session, until, reason)?;
-    // Only what is there after the hold is held.
+    // Only what is there and not forgotten after the hold is held: a sweep that had listed holds before goes by the drop.
+    let mut state = HistoryState::default();
+    let (dropped, _) = repo.sync_drops(&mut state)?;
+    state.require_sound()?;
     let outcome = ObjectName::Outcome(*session);
-    match repo.store.stat(&store_key(&outcome)) {
-        Ok(_) => {}
-        Err(error) if error.class == Failure::NotFound => {
-            let hold = ObjectName::Hold(*session, name);
-            repo.store
-                .remove(&[store_key(&hold)])
-                .map_err(store_error("removing a hold on what is gone"))?;
-            return Err(RepoError::NoSuchSnapshot(session.to_string()).into());
-        }
+    let is_there = match repo.store.stat(&store_key(&outcome)) {
+        Ok(_) => true,
+        Err(error) if error.class == Failure::NotFound => false,
         Err(error) => return Err(store_error("looking for the snapshot that is held")(error).into()),
+    };
+    if is_there && !dropped.contains(session) {
+        return Ok(repo.sync_marks()?);
     }
-    Ok(repo.sync_marks()?)
+    let hold = ObjectName::Hold(*session, name);
+    repo.store
+        .remove(&[store_key(&hold)])
+        .map_err(store_error("removing a hold on what is gone"))?;
+    if is_there {
+        return Err(OpError::Refused {
+            what: format!("{session} has been forgotten, so it cannot be held"),
+            hint: format!("`larder repo undelete {session}` brings it back, if its data is still there"),
+        });
+    }
+    Err(RepoError::NoSuchSnapshot(session.to_string()).into())
 }
 
 /// Lets a snapshot go: at once, or at a time until which it is still held. Running it again after a failure completes it.

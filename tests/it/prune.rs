@@ -1035,6 +1035,41 @@ fn holding_and_releasing_that_die_can_be_repeated() {
 }
 
 /// Two machines with one key publish under one number: prune goes on if every link leads somewhere, and refuses if one does not.
+/// Somebody forgets a snapshot while it is being held, and a sweep may have listed holds already: the hold is not said to be one.
+#[test]
+fn what_is_forgotten_meanwhile_is_not_held() {
+    let yard = Yard::with_nights();
+    let night = yard.nights[0].0;
+    let open = |store: Arc<dyn Store>, cache: &Path| {
+        let repo = try_open(store, cache, &admin()).unwrap();
+        repo.sync_history().unwrap();
+        repo
+    };
+    let counted = Arc::new(FaultStore::new(yard.store.fork(), None));
+    hold::hold(&open(counted.clone(), &yard.fresh()), &night, None, "").unwrap();
+    let log = counted.log();
+    let write = log.iter().position(|call| call.starts_with("writing hold/")).unwrap() as u64;
+    let (mut held, mut refused) = (0, 0);
+    for call in write - 1..counted.calls() {
+        let store = yard.store.fork();
+        let visit = {
+            let (store, cache) = (store.clone(), yard.fresh());
+            move || forget(&store, &cache, night)
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        match hold::hold(&open(shared, &yard.fresh()), &night, None, "") {
+            // Forgotten after the hold was there: everybody who sees the drop sees the hold.
+            Ok(()) => held += 1,
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Refused, "call {call}: {}", check::chain(&error));
+                assert_eq!(keys(&store, "hold/").len(), 0, "call {call}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(held > 0 && refused > 0, "{held} {refused}");
+}
+
 #[test]
 fn forks_are_no_obstacle_as_long_as_nothing_is_missing() {
     let mut yard = Yard::with_nights();
