@@ -226,7 +226,7 @@ impl World {
     pub fn readable(&self, packs: Packs) -> Chunks {
         let a = packs & self.full_a != 0;
         let b = packs & self.full_b != 0 || packs & self.delta_b != 0 && a;
-        Chunks::from(a) * A | Chunks::from(b) * B
+        (Chunks::from(a) * A) | (Chunks::from(b) * B)
     }
 
     /// The promise: every snapshot that nobody has dropped, or that somebody holds, can be read.
