@@ -39,6 +39,9 @@ Keep it healthy:
   snapshot forget     forget old snapshots, by a policy or by name
   snapshot hold       keep one whatever the policy says; snapshot release
   repo prune          give back the space of forgotten snapshots; repo undelete
+  repo replicate      keep a sealed copy in another place; repo promote
+  repo copy           copy snapshots into a repository with other keys
+  repo doctor         look whether bucket, disk, clock and keys are as they should be
   repo info, stats    format and keys; sizes
 
 Options:
@@ -247,6 +250,45 @@ needs, unless it is given --grace: then there is that much time."
         /// Forgotten snapshots, by id
         snapshots: Vec<String>,
     },
+    /// Look whether bucket, disk, clock, cache and keys are as they should be
+    #[command(
+        after_help = "Examples:\n  larder repo doctor\n  larder repo doctor --max-age 26h --json\n\n\
+It changes nothing, but for a few small objects below tmp/ that it writes and deletes to try the store out. Without a password it looks at\n\
+everything that needs none. It ends with 0 if there is no problem and nothing that may hide one, with 1 if there is a problem, and with 3 if\n\
+something that matters could not be looked at. What was refused is never taken for good."
+    )]
+    Doctor(DoctorArgs),
+    /// Copy snapshots into another repository, which has other keys
+    #[command(
+        after_help = "Examples:\n  larder repo copy --to /mnt/other/backup --to-key-file other.key\n\
+  larder repo copy --to s3://other/backup latest:shop\n\n\
+Contents are read, cut and encrypted anew. Of an entry that has not changed since the snapshot before, nothing is read. What has been\n\
+copied is not copied again, so it is run after the backups; a copy that was forgotten does not come back, unless its snapshot is named.\n\
+The password of the other repository: --to-password-file and its kind, or LARDER_TO_PASSWORD, LARDER_TO_PASSWORD_FILE,\n\
+LARDER_TO_PASSWORD_COMMAND, LARDER_TO_KEY_FILE. Credentials for its place: as for `repo replicate`."
+    )]
+    Copy(CopyArgs),
+    /// Bring a replica in another place up to date: a sealed copy, for which no key is needed
+    #[command(
+        after_help = "Examples:\n  larder -r /mnt/disk/backup repo replicate --to s3://second/backup\n\
+  larder -r s3://first/backup repo replicate --to s3://second/backup --to-aws-profile second --dry-run\n\
+  larder -r s3://second/backup restore latest --target /tmp/back\n\n\
+Everything is copied as it is; the same passwords and keys open the replica, and every snapshot in it restores from it alone. Only what is\n\
+missing is copied, so it is run after the backups, as often as the replica may be behind. Nothing is deleted from the replica, unless with\n\
+--delete. Nobody else writes to a replica, until `repo promote` makes it the primary.\n\n\
+Credentials for the other place: --to-aws-profile, or LARDER_TO_AWS_ACCESS_KEY_ID, LARDER_TO_AWS_SECRET_ACCESS_KEY and\n\
+LARDER_TO_AWS_SESSION_TOKEN (and LARDER_TO_AWS_REGION); otherwise the same as for the repository."
+    )]
+    Replicate(ReplicateArgs),
+    /// Make this replica the primary: the place that backups are written to
+    #[command(after_help = "Example:\n  larder -r s3://second/backup repo promote\n\n\
+For when the primary is lost, or to be given up. Make sure that no machine writes to the old one any more. If that comes back,\n\
+`larder -r NEW repo replicate --to OLD` makes it a replica, unless it was written to meanwhile: then both have to be kept.")]
+    Promote {
+        /// Even if something is missing in its history: nothing can be pruned in it then
+        #[arg(long)]
+        force: bool,
+    },
     /// List, add and remove passwords and key files
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Key(KeyCommand),
@@ -298,6 +340,74 @@ pub struct PruneArgs {
     /// Do not wait for this session: the machine that ran it is gone. If it is not, its backup has to be run again
     #[arg(long, value_name = "SESSION", value_parser = parse_session)]
     pub end_session: Vec<SessionId>,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// A problem if the newest complete snapshot of a source is older than this
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub max_age: Option<Duration>,
+}
+
+/// Another place than that of the repository.
+#[derive(Debug, Default, Args)]
+pub struct ToArgs {
+    /// The other place: a path, file:///path or s3://bucket/prefix [env: LARDER_TO_REPO]
+    #[arg(long, value_name = "REPO", value_hint = ValueHint::AnyPath)]
+    pub to: Option<OsString>,
+    /// Profile of the configuration file for the other place
+    #[arg(long, value_name = "NAME")]
+    pub to_profile: Option<String>,
+    /// Address of its S3 service [env: LARDER_TO_S3_ENDPOINT] [default: that of the repository]
+    #[arg(long, value_name = "URL")]
+    pub to_s3_endpoint: Option<String>,
+    /// Address its buckets as https://host/bucket [default: if there is an endpoint]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub to_s3_path_style: Option<bool>,
+    /// Profile of the AWS configuration whose credentials are used there
+    #[arg(long, value_name = "NAME")]
+    pub to_aws_profile: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Snapshots [default: all that are complete]
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshots: Vec<String>,
+    #[command(flatten)]
+    pub to: ToArgs,
+    /// File with the password of the other repository
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to_password_file: Option<PathBuf>,
+    /// Shell command that prints the password of the other repository
+    #[arg(long, value_name = "COMMAND", conflicts_with = "to_password_file")]
+    pub to_password_command: Option<String>,
+    /// Key file of the other repository
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["to_password_file", "to_password_command"], value_hint = ValueHint::FilePath)]
+    pub to_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// zstd level of what is stored
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=19))]
+    pub zstd_level: Option<u32>,
+    /// Only say which snapshots would be copied
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplicateArgs {
+    #[command(flatten)]
+    pub to: ToArgs,
+    /// Only say how far the replica is behind
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Read the whole replica, compare it with the source, and replace what is damaged there
+    #[arg(long)]
+    pub verify: bool,
+    /// Delete packs that were swept at the source, holds that were released and passwords that were removed there; needs a password or key
+    #[arg(long, conflicts_with = "dry_run")]
+    pub delete: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,7 +1,7 @@
 //! What every command needs: arguments completed by environment and profile, the output, and the way into the
 //! repository.
 
-use super::args::{FilterArgs, Globals};
+use super::args::{CopyArgs, FilterArgs, Globals, ToArgs};
 use super::env::{self, Environment, Profile, SecretArgs};
 use super::error::{Doing, Failure};
 use super::interrupt::Interrupt;
@@ -10,7 +10,7 @@ use super::output::Output;
 use super::progress::Display;
 use crate::edge::host;
 use crate::edge::store::Store;
-use crate::edge::store::location::{self, Location, StoreOptions};
+use crate::edge::store::location::{self, Identity, Location, StoreOptions};
 use crate::ops::Progress;
 use crate::ops::restore::fetch_share;
 use crate::pure::base::memory::{BackupNeeds, BackupShare, Ceiling, FetchShare, IndexShare, TooSmall};
@@ -22,6 +22,7 @@ use crate::repo::Repo;
 use crate::repo::open::{self, Credential, LocalOptions};
 use crate::repo::snapshots::{Broken, Filter, HistoryState, Snapshot};
 use jiff::tz::TimeZone;
+use std::ffi::OsStr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,15 +83,7 @@ impl Context {
                 Failure::usage("no repository was named")
                     .with_hint("give --repo or LARDER_REPO, for instance /mnt/disk/backup")
             })?;
-        let location = Location::parse(&text).map_err(|error| Failure::usage(error.to_string()))?;
-        Ok(match location {
-            // What is remembered about a place must not depend on where the command was run.
-            Location::Directory(path) => Location::Directory(
-                std::path::absolute(&path)
-                    .map_err(|error| Failure::local("cannot find the working directory", &error))?,
-            ),
-            location => location,
-        })
+        parse_location(&text)
     }
 
     /// Opens the store that the repository is in.
@@ -98,6 +91,68 @@ impl Context {
     /// # Errors
     /// When it cannot be opened.
     pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+        location::open(&self.location()?, &self.store_options()?).doing("opening the repository")
+    }
+
+    /// Opens the store of another place. What is not said about it is as for the repository.
+    ///
+    /// # Errors
+    /// When nobody said where it is, or it cannot be opened.
+    pub fn other_store(&self, args: &ToArgs) -> Result<Arc<dyn Store>, Failure> {
+        let profile = match &args.to_profile {
+            Some(name) => env::read_profile(self.globals.config.as_deref(), Some(name), &self.environment)?,
+            None => Profile::default(),
+        };
+        let environment = &self.environment.to;
+        let text = args
+            .to
+            .clone()
+            .or_else(|| environment.repo.clone())
+            .or_else(|| profile.repository.clone().map(Into::into))
+            .ok_or_else(|| Failure::usage("the other place was not named").with_hint("give --to, or --to-profile"))?;
+        let mut options = self.store_options()?;
+        options.endpoint = args
+            .to_s3_endpoint
+            .clone()
+            .or_else(|| environment.s3_endpoint.clone())
+            .or(profile.s3_endpoint)
+            .or(options.endpoint);
+        options.path_style = args.to_s3_path_style.or(profile.s3_path_style).or(options.path_style);
+        options.insecure_http |= profile.insecure_http;
+        options.region.clone_from(&environment.region);
+        options.identity = args
+            .to_aws_profile
+            .clone()
+            .map(Identity::Profile)
+            .or_else(|| environment.identity.clone())
+            .or_else(|| profile.aws_profile.map(Identity::Profile))
+            .or(options.identity);
+        location::open(&parse_location(&text)?, &options).doing("opening the other place")
+    }
+
+    /// Gets the password or key file of a repository in another place.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn other_credential(&self, args: &CopyArgs) -> Result<Credential, Failure> {
+        let profile = match &args.to.to_profile {
+            Some(name) => env::read_profile(self.globals.config.as_deref(), Some(name), &self.environment)?,
+            None => Profile::default(),
+        };
+        let secrets = SecretArgs {
+            password_file: args.to_password_file.as_deref(),
+            password_command: args.to_password_command.as_deref(),
+            key_file: args.to_key_file.as_deref(),
+        };
+        env::other_credential(secrets, &self.environment.to, &profile)
+            .doing("looking for the password of the other repository")
+    }
+
+    /// Returns how to talk to the store of the repository.
+    ///
+    /// # Errors
+    /// When a rate of the profile is not one.
+    pub fn store_options(&self) -> Result<StoreOptions, Failure> {
         let mut options = StoreOptions {
             endpoint: self
                 .globals
@@ -109,13 +164,29 @@ impl Context {
             insecure_http: self.globals.insecure_http || self.profile.insecure_http,
             upload_rate: rate(self.globals.limit_upload, self.profile.limit_upload.as_deref())?,
             download_rate: rate(self.globals.limit_download, self.profile.limit_download.as_deref())?,
+            identity: self.profile.aws_profile.clone().map(Identity::Profile),
             cancel: self.interrupt.waits.clone(),
             ..StoreOptions::default()
         };
         if let Some(connections) = self.globals.connections {
             options.connections = connections.into();
         }
-        location::open(&self.location()?, &options).doing("opening the repository")
+        Ok(options)
+    }
+
+    /// Returns the files that hold what opens the repository, wherever they were named.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let (globals, environment, profile) = (&self.globals, &self.environment, &self.profile);
+        let named = [
+            (&globals.password_file, &globals.key_file),
+            (&environment.password_file, &environment.key_file),
+            (&profile.password_file, &profile.key_file),
+        ];
+        named
+            .into_iter()
+            .flat_map(|(password, key)| [password.clone(), key.clone()])
+            .flatten()
+            .collect()
     }
 
     /// Returns where local state is kept.
@@ -364,6 +435,24 @@ impl Context {
         self.threads_with(4 * chunk_bytes_max(&repo.config))
     }
 
+    /// Returns how many objects may be copied from store to store at a time, and how many bytes of them may be in memory.
+    ///
+    /// # Errors
+    /// When the ceiling of memory is too low.
+    pub fn share_of_copies(&self, both_local: bool) -> Result<(usize, u64), Failure> {
+        /// Of a remote store, which waits most of the time; a disk gains nothing from more than two.
+        const AT_ONCE: usize = 8;
+        const PACK_BYTES: u64 = 32 << 20;
+        let connections = self.globals.connections.map_or(AT_ONCE, usize::from);
+        let threads = if both_local { 2 } else { connections };
+        let packs = match self.memory {
+            None => 4,
+            // A remote store copies each once.
+            Some(ceiling) => ceiling.threads(4, 2 * PACK_BYTES).map_err(too_small)?,
+        };
+        Ok((threads, packs as u64 * PACK_BYTES))
+    }
+
     fn threads_with(&self, bytes_each: u64) -> Result<usize, Failure> {
         match self.memory {
             None => Ok(self.threads()),
@@ -392,6 +481,18 @@ impl Context {
 pub fn require_reading(repo: &Repo) -> Result<(), Failure> {
     repo.require_reading(Domain::Meta, "look into snapshots, or restore from them")
         .map_err(Failure::from)
+}
+
+/// Reads where a repository is.
+fn parse_location(text: &OsStr) -> Result<Location, Failure> {
+    let location = Location::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
+    Ok(match location {
+        // What is remembered about a place must not depend on where the command was run.
+        Location::Directory(path) => Location::Directory(
+            std::path::absolute(&path).map_err(|error| Failure::local("cannot find the working directory", &error))?,
+        ),
+        location => location,
+    })
 }
 
 fn too_small(error: TooSmall) -> Failure {

@@ -2,6 +2,7 @@
 //! files. Read here and nowhere else.
 
 use super::error::Failure;
+use crate::edge::store::location::Identity;
 use crate::edge::{host, process};
 use crate::pure::base::Kind;
 use crate::pure::crypto::paper::{self, Reading};
@@ -33,10 +34,25 @@ pub struct Environment {
     pub config: Option<PathBuf>,
     pub profile: Option<String>,
     pub s3_endpoint: Option<String>,
+    /// For the other place of `repo replicate`.
+    pub to: OtherPlace,
     credentials_directory: Option<PathBuf>,
     cache_home: Option<PathBuf>,
     config_home: Option<PathBuf>,
     home: Option<PathBuf>,
+}
+
+/// What the environment says of another place than that of the repository.
+#[derive(Debug, Default)]
+pub struct OtherPlace {
+    pub repo: Option<OsString>,
+    pub s3_endpoint: Option<String>,
+    pub region: Option<String>,
+    pub identity: Option<Identity>,
+    pub password: Option<Secret>,
+    pub password_file: Option<PathBuf>,
+    pub password_command: Option<String>,
+    pub key_file: Option<PathBuf>,
 }
 
 /// Bytes that are wiped when dropped and never printed.
@@ -71,6 +87,31 @@ impl Environment {
             config: path("LARDER_CONFIG"),
             profile: text("LARDER_PROFILE")?,
             s3_endpoint: text("AWS_ENDPOINT_URL_S3")?,
+            to: OtherPlace {
+                repo: var("LARDER_TO_REPO"),
+                s3_endpoint: text("LARDER_TO_S3_ENDPOINT")?,
+                region: text("LARDER_TO_AWS_REGION")?,
+                password: var("LARDER_TO_PASSWORD").map(|value| Secret(Zeroizing::new(value.into_vec()))),
+                password_file: path("LARDER_TO_PASSWORD_FILE"),
+                password_command: text("LARDER_TO_PASSWORD_COMMAND")?,
+                key_file: path("LARDER_TO_KEY_FILE"),
+                identity: match (
+                    text("LARDER_TO_AWS_ACCESS_KEY_ID")?,
+                    text("LARDER_TO_AWS_SECRET_ACCESS_KEY")?,
+                ) {
+                    (Some(id), Some(secret)) => Some(Identity::Keys {
+                        id,
+                        secret: Zeroizing::new(secret),
+                        token: text("LARDER_TO_AWS_SESSION_TOKEN")?.map(Zeroizing::new),
+                    }),
+                    (None, None) => None,
+                    _ => {
+                        return Err(Failure::usage(
+                            "LARDER_TO_AWS_ACCESS_KEY_ID and LARDER_TO_AWS_SECRET_ACCESS_KEY go together, and one is missing",
+                        ));
+                    }
+                },
+            },
             credentials_directory: path("CREDENTIALS_DIRECTORY"),
             // The XDG specification: relative ones are to be ignored.
             cache_home: path("XDG_CACHE_HOME").filter(|path| path.is_absolute()),
@@ -126,6 +167,7 @@ pub struct Profile {
     pub cache_size: Option<String>,
     pub s3_endpoint: Option<String>,
     pub s3_path_style: Option<bool>,
+    pub aws_profile: Option<String>,
     #[serde(default)]
     pub insecure_http: bool,
     pub memory: Option<String>,
@@ -310,6 +352,21 @@ pub fn credential(
         SecretSource::Terminal if confirm => ask_new(),
         SecretSource::Terminal => ask("password: ").and_then(|entered| password(entered, "what was entered")),
     }
+}
+
+/// Gets the password or key that opens a repository in another place. Those of the first one do not count.
+///
+/// # Errors
+/// When there is none or it cannot be read.
+pub fn other_credential(args: SecretArgs<'_>, place: &OtherPlace, profile: &Profile) -> Result<Credential, Failure> {
+    let environment = Environment {
+        password: place.password.as_ref().map(|secret| Secret(secret.0.clone())),
+        password_file: place.password_file.clone(),
+        password_command: place.password_command.clone(),
+        key_file: place.key_file.clone(),
+        ..Environment::default()
+    };
+    credential(args, &environment, profile, false)
 }
 
 fn secret_failure(message: impl Into<String>, error: &io::Error) -> Failure {

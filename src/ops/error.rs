@@ -34,6 +34,9 @@ pub enum OpError {
         kind: Kind,
         hint: &'static str,
     },
+    /// The copies of a repository do not go together, or cannot be brought together now.
+    #[error("{what}")]
+    Copies { what: String, kind: Kind, hint: String },
     #[error("interrupted; no snapshot was completed")]
     Interrupted,
     #[error("the time limit was reached")]
@@ -56,7 +59,7 @@ impl Explain for OpError {
             OpError::Output(_) => Kind::Unavailable,
             OpError::Usage(_) => Kind::Usage,
             OpError::Refused { .. } => Kind::Refused,
-            OpError::InDoubt { kind, .. } => *kind,
+            OpError::InDoubt { kind, .. } | OpError::Copies { kind, .. } => *kind,
             OpError::Interrupted => Kind::Interrupted,
             OpError::TimeLimit => Kind::TimeLimit,
         }
@@ -69,7 +72,7 @@ impl Explain for OpError {
             OpError::Stream(error) => error.hint(),
             OpError::Target(error) => error.hint(),
             OpError::Output(_) | OpError::Usage(_) => None,
-            OpError::Refused { hint, .. } => Some(hint.clone()),
+            OpError::Refused { hint, .. } | OpError::Copies { hint, .. } => Some(hint.clone()),
             OpError::InDoubt { hint, .. } => Some((*hint).to_owned()),
             OpError::Interrupted => Some("run the same command again: what was uploaded is used again".into()),
             OpError::TimeLimit => Some("run the same command again: it goes on where it stopped".into()),

@@ -82,6 +82,7 @@ pub fn list(repo: &Repo) -> Result<Vec<KnownProtector>, OpError> {
 /// # Errors
 /// When it cannot be written, or does not open afterwards.
 pub fn add(repo: &Repo, credential: &Credential, hint: Option<String>) -> Result<u32, OpError> {
+    repo.require_primary()?;
     let protector = make_protector(
         &repo.config.repo,
         repo.kid,

@@ -2,6 +2,8 @@
 
 pub mod backup;
 pub mod check;
+pub mod copy;
+pub mod doctor;
 pub mod dump;
 pub mod error;
 pub mod forget;
@@ -13,8 +15,10 @@ pub mod keys;
 pub mod look;
 mod node_key;
 pub mod progress;
+pub mod promote;
 pub mod prune;
 mod queue;
+pub mod replicate;
 pub mod restore;
 pub mod revoke;
 pub mod rotate;

@@ -98,6 +98,9 @@ id!(
     /// The thing that is backed up, across nights: two snapshots with one source id are versions of each other.
     SourceId, 16);
 id!(
+    /// A place that holds a copy of a repository (format-spec chapter 4.1).
+    PlaceId, 16);
+id!(
     /// Keyed BLAKE3 of a blob's plaintext: data chunks, tree nodes, list nodes and manifests.
     ChunkId, 32);
 id!(

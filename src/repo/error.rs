@@ -51,6 +51,10 @@ pub enum RepoError {
     Role(&'static str),
     #[error("this key can only write to the repository, and read nothing back: it may not {0}")]
     WriteOnly(&'static str),
+    #[error("{location} is a replica, which only `larder repo replicate` writes to")]
+    IsReplica { location: String },
+    #[error("{location} is not the primary of this repository any more: its configuration names another place")]
+    Superseded { location: String },
     #[error("the newest configuration seen before was number {seen}, now the newest is {found}")]
     ConfigRollback { seen: u64, found: u64 },
     #[error("history has a gap: {what}")]
@@ -178,7 +182,10 @@ impl Explain for RepoError {
             | RepoError::KeyRevoked(_)
             | RepoError::Role(_)
             | RepoError::WriteOnly(_) => Kind::Auth,
-            RepoError::Fenced(_) | RepoError::Unpinned(_) => Kind::Refused,
+            RepoError::Fenced(_)
+            | RepoError::Unpinned(_)
+            | RepoError::IsReplica { .. }
+            | RepoError::Superseded { .. } => Kind::Refused,
             RepoError::Index(_) | RepoError::Local { .. } => Kind::Unavailable,
             RepoError::NoSuchSnapshot(_) | RepoError::OnlyCheckpoints { .. } | RepoError::AmbiguousSnapshot { .. } => {
                 Kind::Usage
@@ -232,6 +239,12 @@ impl Explain for RepoError {
             RepoError::Role(_) => "use a key with that role",
             RepoError::WriteOnly(_) => {
                 "do this with another key, and not on this machine; with this one, `larder backup` and `larder snapshot list` work"
+            }
+            RepoError::IsReplica { .. } => {
+                "write to the primary; if that is lost for good, `larder repo promote` makes this the primary"
+            }
+            RepoError::Superseded { .. } => {
+                "write to the new primary; `larder repo replicate` from there makes this a replica"
             }
             RepoError::ConfigRollback { .. } | RepoError::Gap { .. } => {
                 "the listing is stale, or an older copy of the repository is in its place; nothing was changed. Compare with the store's own records before going on"

@@ -17,6 +17,7 @@ mod recent;
 pub mod runs;
 pub mod session;
 pub mod snapshots;
+pub mod standing;
 pub mod sync;
 mod trailers;
 

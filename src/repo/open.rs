@@ -3,6 +3,7 @@
 use super::again::READS_BEFORE_DAMAGE;
 use super::error::{RepoError, object_error, store_error};
 use super::index::{LocalIndex, NodeCache};
+use super::standing::{Standing, state_name};
 use crate::edge::host;
 use crate::edge::store::{Created, Failure, Listed, Part, Prefix, Store, StoreKey};
 use crate::pure::base::memory::IndexShare;
@@ -15,7 +16,7 @@ use crate::pure::format::envelope;
 use crate::pure::format::grant::{self, Grant, KidRow};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::protector::{self, Protector, ProtectorKind};
-use crate::pure::id::{KeyId, ObjectHash, RepoId};
+use crate::pure::id::{KeyId, ObjectHash, PlaceId, RepoId};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,6 +69,8 @@ pub struct LocalOptions {
 pub struct Repo {
     pub store: Arc<dyn Store>,
     pub config: Config,
+    /// Whether this place is the one to write to.
+    pub standing: Standing,
     pub keys: Arc<KeyRing>,
     pub signer: Signer,
     pub verifier: Verifier,
@@ -154,9 +157,11 @@ fn is_intact(name: &ObjectName, bytes: &[u8]) -> bool {
 }
 
 /// How large an object can be (format-spec chapter 17): whoever can write to the store chooses how large it is.
-fn bytes_max(name: &ObjectName) -> u64 {
+pub fn bytes_max(name: &ObjectName) -> u64 {
     match name {
-        ObjectName::Config(_) | ObjectName::Protector(..) | ObjectName::Grant(..) => 1 << 20,
+        ObjectName::Config(_) | ObjectName::ReplicaMark(_) | ObjectName::Protector(..) | ObjectName::Grant(..) => {
+            1 << 20
+        }
         ObjectName::Run(..) | ObjectName::RunPart(..) => 1 << 30,
         ObjectName::Pack(..) => 4 << 30,
         // Public and sealed CBOR of 16 MiB each, and a manifest's frame.
@@ -269,6 +274,7 @@ pub fn make_protector(
 pub struct Locked {
     store: Arc<dyn Store>,
     config: Config,
+    standing: Standing,
     index: Arc<LocalIndex>,
     state_dir: PathBuf,
     options: LocalOptions,
@@ -308,25 +314,33 @@ fn private_dir(path: &Path) -> Result<(), RepoError> {
         .map_err(local(format!("making the cache directory {}", path.display())))
 }
 
+/// Lists the configurations: the number of the newest, and the marks of replicas that lie beside them.
+///
+/// # Errors
+/// When the store cannot be listed.
+pub fn list_configs(store: &dyn Store) -> Result<(Option<u64>, Vec<PlaceId>), RepoError> {
+    let (mut newest, mut marks) = (None, Vec::new());
+    for (name, _) in list_names(store, "config/")? {
+        match name {
+            ObjectName::Config(number) => newest = newest.max(Some(number)),
+            ObjectName::ReplicaMark(place) => marks.push(place),
+            _ => {}
+        }
+    }
+    Ok((newest, marks))
+}
+
 /// Finds a repository: reads its newest configuration and opens the local state for it.
 ///
 /// # Errors
 /// When there is none, when it is another one than before, or when it has gone back in time.
 pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, RepoError> {
     let location = store.location();
-    let newest = list_names(&*store, "config/")?
-        .into_iter()
-        .filter_map(|(name, _)| {
-            if let ObjectName::Config(number) = name {
-                Some(number)
-            } else {
-                None
-            }
-        })
-        .max()
-        .ok_or_else(|| RepoError::NotARepository {
-            location: location.clone(),
-        })?;
+    let (newest, marks) = list_configs(&*store)?;
+    let newest = newest.ok_or_else(|| RepoError::NotARepository {
+        location: location.clone(),
+    })?;
+    let place = marks.first();
     let mut notes = Vec::new();
     if let Err(error) = private_dir(&options.cache_dir.join("locations")) {
         notes.push(format!("the cache cannot be used, working without one: {error}"));
@@ -336,7 +350,7 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
         .ok()
         .and_then(|text| text.trim().parse().ok());
     let mut opened = match &known {
-        Some(repo) => Some(open_index(&options, repo, &mut notes)?),
+        Some(repo) => Some(open_index(&options, repo, place, &mut notes)?),
         None => None,
     };
     let config_name = ObjectName::Config(newest);
@@ -365,7 +379,7 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
     }
     let (index, state_dir) = match opened.take() {
         Some(opened) => opened,
-        None => open_index(&options, &config.repo, &mut notes)?,
+        None => open_index(&options, &config.repo, place, &mut notes)?,
     };
     let seen = index
         .recall("config-seen")?
@@ -385,9 +399,11 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
     }
     // Nothing has been written so far.
     store.set_conditional(config.gc.conditional_writes);
+    let standing = Standing::known_here(&config, &marks, &options.cache_dir);
     Ok(Locked {
         store,
         config,
+        standing,
         index: Arc::new(index),
         state_dir,
         options,
@@ -398,9 +414,10 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
 fn open_index(
     options: &LocalOptions,
     repo: &RepoId,
+    place: Option<&PlaceId>,
     notes: &mut Vec<String>,
 ) -> Result<(LocalIndex, PathBuf), RepoError> {
-    let dir = options.cache_dir.join(repo.to_string());
+    let dir = options.cache_dir.join(state_name(repo, place));
     let attempt = private_dir(&dir).and_then(|()| {
         let index = LocalIndex::open(&dir, repo, options.index)?;
         // A full disk is noticed now, when another place can be taken, and not in the middle of a backup.
@@ -493,6 +510,7 @@ impl Locked {
             index: self.index,
             nodes,
             state_dir: self.state_dir,
+            standing: self.standing,
             config: self.config,
             grant,
             grant_number,
@@ -740,10 +758,20 @@ impl Repo {
     /// # Errors
     /// [`RepoError::Role`] or [`RepoError::WriteOnly`] with `what`.
     pub fn require(&self, roles: u32, what: &'static str) -> Result<(), RepoError> {
+        self.require_primary()?;
         if self.roles & (roles | role::ADMIN) == 0 {
             return Err(self.may_not(what));
         }
         Ok(())
+    }
+
+    /// Fails unless this place is the one to write to.
+    ///
+    /// # Errors
+    /// When it is a replica, or not the primary any more.
+    pub fn require_primary(&self) -> Result<(), RepoError> {
+        self.standing
+            .require_primary(|| self.store.location(), self.config.sequence)
     }
 
     /// Fails unless this key can open what is in the repository: trees and manifests, and content of files too, for

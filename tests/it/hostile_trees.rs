@@ -142,6 +142,7 @@ fn publish(world: &World, kind: RootKind, entries: &BTreeMap<Vec<u8>, EntryKind>
         resume: None,
         tool: options().label,
         options_digest: None,
+        copied_from: None,
     };
     let durable = session.make_durable().unwrap();
     let label = OutcomeLabel {

@@ -1,8 +1,10 @@
 //! One file for each command.
 
 mod backup;
+mod copy;
 mod debug;
 mod diff;
+mod doctor;
 mod dump;
 mod entries;
 mod find;
@@ -12,6 +14,7 @@ mod key;
 mod ls;
 mod policy;
 mod prune;
+mod replicate;
 mod repo;
 mod restore;
 mod roles;
@@ -34,6 +37,10 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Check(args)) => repo::check(context, &args),
         Command::Repo(RepoCommand::Prune(args)) => prune::run(context, &args),
         Command::Repo(RepoCommand::Undelete { snapshots }) => prune::undelete(context, &snapshots),
+        Command::Repo(RepoCommand::Doctor(args)) => doctor::run(context, &args),
+        Command::Repo(RepoCommand::Copy(args)) => copy::run(context, &args),
+        Command::Repo(RepoCommand::Replicate(args)) => replicate::run(context, &args),
+        Command::Repo(RepoCommand::Promote { force }) => replicate::promote(context, force),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),
         Command::Restore(args) => restore::run(context, &args),

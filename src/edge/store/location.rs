@@ -141,6 +141,28 @@ pub enum Checksum {
     None,
 }
 
+/// Who larder is to an S3 service, where that is not what the environment says.
+#[derive(Clone)]
+pub enum Identity {
+    /// A profile of the AWS configuration and credentials files.
+    Profile(String),
+    /// Keys as they are.
+    Keys {
+        id: String,
+        secret: zeroize::Zeroizing<String>,
+        token: Option<zeroize::Zeroizing<String>>,
+    },
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Profile(name) => write!(f, "Profile({name:?})"),
+            Identity::Keys { id, .. } => write!(f, "Keys({id:?}, …)"),
+        }
+    }
+}
+
 /// How to talk to a store. What does not concern a kind of store is ignored by it.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -151,6 +173,8 @@ pub struct StoreOptions {
     pub path_style: Option<bool>,
     /// Absent: `AWS_REGION`, the profile, or us-east-1.
     pub region: Option<String>,
+    /// Absent: what the environment, the default profile or the machine's role gives.
+    pub identity: Option<Identity>,
     /// Allows plain http to other machines.
     pub insecure_http: bool,
     pub checksum: Checksum,
@@ -178,6 +202,7 @@ impl Default for StoreOptions {
             endpoint: None,
             path_style: None,
             region: None,
+            identity: None,
             insecure_http: false,
             checksum: Checksum::default(),
             connections: 32,

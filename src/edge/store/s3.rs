@@ -7,9 +7,10 @@
 //! Retries are `retry.rs`'s; the SDK's own are off, because only the caller knows what an ambiguous failure means.
 
 mod answer;
+pub mod settings;
 
 use super::limit::{Limiter, Limits, TICK};
-use super::location::{Checksum, Location, StoreOptions};
+use super::location::{Checksum, Identity, Location, StoreOptions};
 use super::{
     Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey, probe_key,
     refuse_empty, too_large,
@@ -23,8 +24,8 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    AppName, BehaviorVersion, ConfigBag, Intercept, ProvideCredentials, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, RuntimeComponents, StalledStreamProtectionConfig,
+    AppName, BehaviorVersion, ConfigBag, Credentials, Intercept, ProvideCredentials, Region,
+    RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents, StalledStreamProtectionConfig,
     interceptors::{BeforeTransmitInterceptorContextMut, BeforeTransmitInterceptorContextRef},
 };
 use aws_sdk_s3::error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
@@ -281,6 +282,15 @@ enum Condition {
     None,
 }
 
+/// The region of a profile of the AWS configuration.
+fn region_of(profile: Option<&str>) -> aws_config::profile::ProfileFileRegionProvider {
+    let mut provider = aws_config::profile::ProfileFileRegionProvider::builder();
+    if let Some(name) = profile {
+        provider = provider.profile_name(name);
+    }
+    provider.build()
+}
+
 impl S3Store {
     /// Connects to a bucket. Only the credentials are looked up; that the bucket is there shows with the first call.
     pub fn open(bucket: &str, prefix: &str, options: &StoreOptions) -> Result<S3Store, StoreError> {
@@ -302,8 +312,13 @@ impl S3Store {
             .clone()
             .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|url| !url.is_empty()));
         let (shared, endpoint) = runtime.block_on(async {
+            let profile = match &options.identity {
+                Some(Identity::Profile(name)) => Some(name.as_str()),
+                _ => None,
+            };
             let region = match (&options.region, &given) {
                 (Some(region), _) => RegionProviderChain::first_try(Region::new(region.clone())),
+                (None, _) if profile.is_some() => RegionProviderChain::first_try(region_of(profile)),
                 // Elsewhere than at AWS nobody on the network is asked where we are.
                 (None, Some(_)) => {
                     RegionProviderChain::first_try(aws_config::environment::EnvironmentVariableRegionProvider::new())
@@ -312,10 +327,23 @@ impl S3Store {
                 (None, None) => RegionProviderChain::default_provider(),
             };
             let region = region.or_else(Region::new("us-east-1"));
-            let shared = aws_config::defaults(BehaviorVersion::latest())
-                .region(region)
-                .load()
-                .await;
+            let loader = aws_config::defaults(BehaviorVersion::latest()).region(region);
+            let loader = match &options.identity {
+                None => loader,
+                Some(Identity::Profile(name)) => loader.profile_name(name).credentials_provider(
+                    aws_config::profile::ProfileFileCredentialsProvider::builder()
+                        .profile_name(name)
+                        .build(),
+                ),
+                Some(Identity::Keys { id, secret, token }) => loader.credentials_provider(Credentials::new(
+                    id,
+                    secret.as_str(),
+                    token.as_ref().map(|token| token.to_string()),
+                    None,
+                    "larder",
+                )),
+            };
+            let shared = loader.load().await;
             let endpoint = given.or_else(|| shared.endpoint_url().map(str::to_string));
             (shared, endpoint)
         });

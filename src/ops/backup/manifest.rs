@@ -93,13 +93,14 @@ impl Draft<'_> {
             resume,
             tool: concat!("larder ", env!("CARGO_PKG_VERSION")).into(),
             options_digest: None,
+            copied_from: None,
         }
     }
 }
 
 /// Where the roots and the inner nodes lie, so that one file is found without asking the index for them. Without them it
 /// takes longer, so a local index that fails is no reason to fail.
-fn hints(repo: &Repo, roots: &[Root], inner: &[ChunkId]) -> Vec<Hint> {
+pub(in crate::ops) fn hints(repo: &Repo, roots: &[Root], inner: &[ChunkId]) -> Vec<Hint> {
     let mut wanted: Vec<ChunkId> = roots.iter().map(|root| root.node).collect();
     // The last inner nodes are the highest.
     wanted.extend(inner.iter().rev().take(HINTS_MAX));

@@ -7,12 +7,12 @@
 //! upload threads   seal packs, decode them again, upload
 //! ```
 
-mod blobs;
+pub(in crate::ops) mod blobs;
 mod checkpoint;
-mod cut;
+pub(in crate::ops) mod cut;
 mod delta;
 mod file;
-mod manifest;
+pub(in crate::ops) mod manifest;
 mod plan;
 mod work;
 

@@ -10,7 +10,7 @@ use super::signed::{self, SignedMap};
 use crate::pure::base::Timestamp;
 use crate::pure::chunk::Profile;
 use crate::pure::crypto::{Signer, Verifier, sign::WriterKey, sign::role};
-use crate::pure::id::{KeyId, ObjectHash, RepoId};
+use crate::pure::id::{KeyId, ObjectHash, PlaceId, RepoId};
 use std::collections::BTreeSet;
 
 const MAGIC: &[u8; 8] = b"LARDERC1";
@@ -48,6 +48,8 @@ pub struct Config {
     pub writers: Vec<WriterKey>,
     /// What the secrets of the current epoch have to fit ([`crate::pure::crypto::EpochSecrets::check`]). None before the first rotation.
     pub epoch_check: Option<[u8; 32]>,
+    /// The one place that writers may write to; `None` for the place without a mark of a replica (format-spec chapter 4.1).
+    pub primary: Option<PlaceId>,
 }
 
 /// Feature bitmaps (config key 6).
@@ -167,6 +169,7 @@ impl Config {
             checksum: Checksum::Crc64Nvme,
             writers: vec![admin],
             epoch_check: None,
+            primary: None,
         }
     }
 
@@ -209,6 +212,7 @@ impl Config {
             (17, Value::array(&self.writers, encode_writer)),
         ];
         fields.extend(self.epoch_check.as_ref().map(|check| (21, Value::bytes(check))));
+        fields.extend(self.primary.map(|place| (22, Value::bytes(place.as_bytes()))));
         frame(
             MAGIC,
             &signed::sign(fields, self.created, &ObjectName::Config(self.sequence), signer),
@@ -283,6 +287,11 @@ impl Config {
                 .optional(21)
                 .map(|value| value.into_byte_array("check of the epoch"))
                 .transpose()?,
+            primary: fields
+                .optional(22)
+                .map(|value| value.into_byte_array("primary place"))
+                .transpose()?
+                .map(PlaceId),
         };
         map.verify(&config.verifier(), role::ADMIN, &name)?;
         if let Some(trusted) = trusted {

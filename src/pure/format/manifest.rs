@@ -8,7 +8,7 @@ use super::codec::{Malformed, malformed};
 use super::signed;
 use crate::pure::base::Timestamp;
 use crate::pure::crypto::Slot;
-use crate::pure::id::{ChunkId, PackId, SessionId, SourceId};
+use crate::pure::id::{ChunkId, PackId, RepoId, SessionId, SourceId};
 use std::collections::BTreeMap;
 
 /// Problems that are listed at most; `problems_total` counts all.
@@ -121,7 +121,12 @@ pub struct Manifest {
     pub resume: Option<Vec<u8>>,
     pub tool: String,
     pub options_digest: Option<[u8; 32]>,
+    /// Repository and snapshot that this is a copy of (application data `copied-from`).
+    pub copied_from: Option<(RepoId, SessionId)>,
 }
+
+/// Name of the application data that says what a snapshot is a copy of.
+const COPIED_FROM: &str = "copied-from";
 
 impl Manifest {
     /// Encodes the plaintext of a manifest blob. Tags are sorted; problems beyond the first 1000 are only counted.
@@ -161,6 +166,11 @@ impl Manifest {
         if let Some(digest) = &self.options_digest {
             push(true, 17, Value::bytes(digest));
         }
+        if let Some((repo, session)) = &self.copied_from {
+            let value = Value::bytes(&[*repo.as_bytes(), *session.as_bytes()].concat());
+            let row = Value::Array(vec![Value::text(COPIED_FROM), value]);
+            push(true, 13, Value::Array(vec![row]));
+        }
         cbor::encode(&Value::map(fields))
     }
 
@@ -183,7 +193,8 @@ impl Manifest {
             .map(|value| decode_resume(value, roots.len()))
             .transpose()?
             .flatten();
-        check_unused(&mut fields)?;
+        let copied_from = decode_copied_from(&mut fields)?;
+        signed::take_session_ids(&mut fields, 14, "members")?;
         Ok(Manifest {
             source,
             start,
@@ -210,6 +221,7 @@ impl Manifest {
                 .optional(17)
                 .map(|value| value.into_byte_array("digest of options"))
                 .transpose()?,
+            copied_from,
         })
     }
 }
@@ -428,18 +440,28 @@ fn decode_resume(value: Value, roots: usize) -> Result<Option<Vec<u8>>, FormatEr
     Ok(key.filter(|_| !pending && root == roots.saturating_sub(1) as u64))
 }
 
-/// Checks the form of what this version does not use: application data (13) and members of a set (14).
-fn check_unused(fields: &mut Fields) -> Result<(), FormatError> {
+/// Reads the application data, of which this version knows one.
+fn decode_copied_from(fields: &mut Fields) -> Result<Option<(RepoId, SessionId)>, FormatError> {
     let what = "application data";
+    let mut copied_from = None;
     for row in fields.array_or_empty(13, what)? {
         let [key, value] = row.into_row(what)?;
-        key.into_text(what)?;
-        if !matches!(value, Value::Text(_) | Value::Bytes(_)) {
-            return Ok(malformed(what)?);
+        let key = key.into_text(what)?;
+        match value {
+            Value::Bytes(bytes) if key == COPIED_FROM => {
+                let halves = bytes.split_at_checked(RepoId::LEN);
+                let ids = halves
+                    .and_then(|(repo, session)| Some((RepoId::from_slice(repo)?, SessionId::from_slice(session)?)));
+                match ids {
+                    Some(ids) => copied_from = Some(ids),
+                    None => return Ok(malformed(what)?),
+                }
+            }
+            Value::Text(_) | Value::Bytes(_) => {}
+            _ => return Ok(malformed(what)?),
         }
     }
-    signed::take_session_ids(fields, 14, "members")?;
-    Ok(())
+    Ok(copied_from)
 }
 
 #[cfg(test)]
@@ -483,6 +505,7 @@ mod tests {
             resume: None,
             tool: String::new(),
             options_digest: None,
+            copied_from: None,
         }
     }
 
@@ -535,6 +558,7 @@ mod tests {
         manifest.resume = Some(b"dir\0\0last".to_vec());
         manifest.tool = "larder/1".into();
         manifest.options_digest = Some([9; 32]);
+        manifest.copied_from = Some((RepoId([7; 16]), SessionId([8; 16])));
         manifest
     }
 

@@ -16,7 +16,9 @@ pub mod node;
 pub mod outcome;
 pub mod pack;
 pub mod protector;
+pub mod replica;
 pub mod run;
+pub mod sealed;
 pub mod session;
 pub mod signed;
 

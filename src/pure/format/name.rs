@@ -1,6 +1,6 @@
 //! Names of stored objects (format-spec chapter on object names): the only place that builds or parses them.
 
-use crate::pure::id::{KeyId, PackId, SessionId};
+use crate::pure::id::{KeyId, PackId, PlaceId, SessionId};
 use std::str::FromStr;
 
 /// Data or metadata.
@@ -25,6 +25,8 @@ impl PackKind {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectName {
     Config(u64),
+    /// Says that the place is a replica, unless the configuration names it as the primary.
+    ReplicaMark(PlaceId),
     Protector(KeyId, u32),
     Grant(KeyId, u64),
     Pack(PackKind, PackId, SessionId),
@@ -83,7 +85,10 @@ impl ObjectName {
             return None;
         }
         Some(match (kind, second) {
-            ("config", None) => ObjectName::Config(counter(first, 8)?),
+            ("config", None) => match first.strip_prefix("replica-") {
+                Some(place) => ObjectName::ReplicaMark(id(place)?),
+                None => ObjectName::Config(counter(first, 8)?),
+            },
             ("keys", Some(number)) => ObjectName::Protector(id(first)?, counter(number, 4)?),
             ("grants", Some(number)) => ObjectName::Grant(id(first)?, counter(number, 8)?),
             ("data", Some(pack)) => pack_name(PackKind::Data, first, pack)?,
@@ -140,6 +145,7 @@ impl std::fmt::Display for ObjectName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ObjectName::Config(sequence) => write!(f, "config/{sequence:08}"),
+            ObjectName::ReplicaMark(place) => write!(f, "config/replica-{place}"),
             ObjectName::Protector(kid, number) => write!(f, "keys/{kid}/{number:04}"),
             ObjectName::Grant(kid, number) => write!(f, "grants/{kid}/{number:08}"),
             ObjectName::Pack(kind, pack, session) => {
@@ -176,6 +182,10 @@ mod tests {
             ("config/00000000".into(), ObjectName::Config(0)),
             ("config/123456789".into(), ObjectName::Config(123_456_789)),
             ("config/18446744073709551615".into(), ObjectName::Config(u64::MAX)),
+            (
+                format!("config/replica-{ID}"),
+                ObjectName::ReplicaMark(ID.parse().unwrap()),
+            ),
             (format!("keys/{ID}/0000"), ObjectName::Protector(kid, 0)),
             (format!("keys/{ID}/12345"), ObjectName::Protector(kid, 12_345)),
             (format!("grants/{ID}/00000007"), ObjectName::Grant(kid, 7)),

@@ -2,6 +2,7 @@
 //! made from, shows it, and carries it out.
 
 pub mod compact;
+pub mod lifecycle;
 pub mod policy;
 pub mod prune;
 pub mod reason;

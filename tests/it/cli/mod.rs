@@ -2,11 +2,13 @@
 
 mod bad_input;
 mod commands;
+mod doctor;
 mod forget;
 mod interrupted;
 mod limits;
 mod owners;
 mod paper;
+mod replicate;
 
 use serde_json::Value;
 use std::ffi::OsStr;
