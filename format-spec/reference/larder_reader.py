@@ -1143,13 +1143,14 @@ class Repository:
                              name in absorbed)
 
     def try_run(self, parts, absorbed):
-        """Adds a run; one that a compaction absorbed may be gone already."""
+        """Adds a run; one that others have absorbed may be gone, or damaged."""
         if absorbed and not all(os.path.lexists(os.path.join(self.path, *name.split("/"))) for name, *_ in parts):
             return
         try:
             self.add_run(parts)
         except (Corrupt, Unsupported) as error:
-            self.warn(f"index run: {error}")
+            if not absorbed:
+                self.warn(f"index run: {error}")
 
     def add_run(self, parts):
         slots, packs, chunks = [], [], []

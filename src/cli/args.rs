@@ -38,6 +38,7 @@ Keep it healthy:
   repo check          audit the repository
   snapshot forget     forget old snapshots, by a policy or by name
   snapshot hold       keep one whatever the policy says; snapshot release
+  repo repair         mend what check has found
   repo prune          give back the space of forgotten snapshots; repo undelete
   repo replicate      keep a sealed copy in another place; repo promote
   repo copy           copy snapshots into a repository with other keys
@@ -289,6 +290,9 @@ For when the primary is lost, or to be given up. Make sure that no machine write
         #[arg(long)]
         force: bool,
     },
+    /// Mend what is damaged; only ever adds
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Repair(RepairCommand),
     /// List, add and remove passwords and key files
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Key(KeyCommand),
@@ -408,6 +412,58 @@ pub struct ReplicateArgs {
     /// Delete packs that were swept at the source, holds that were released and passwords that were removed there; needs a password or key
     #[arg(long, conflicts_with = "dry_run")]
     pub delete: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepairCommand {
+    /// Write the index anew where it is missing or damaged
+    #[command(
+        after_help = "Examples:\n  larder repo repair index --dry-run\n  larder repo repair index\n\n\
+Index runs say what lies in which pack, and every pack says at its end what is in it. Where runs are missing or cannot be read, this reads the\n\
+ends of the packs that no other run describes, and lists them again. Exit code 4 if something could not be listed."
+    )]
+    Index {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Copy what can be read out of damaged packs, and say what is lost
+    #[command(
+        after_help = "Examples:\n  larder repo repair packs --dry-run\n  larder repo repair packs --read-data\n\n\
+Without --read-data, packs that are missing, too short, or that a check on this machine has found damaged are mended. What opens in them is\n\
+copied into new packs, and nothing refers to the old ones any more. What is lost is stored again by the next backup of its source, if it is\n\
+still there: it has the same ids, so older snapshots have it again too. Damaged packs are kept until then.\n\
+Exit code 4 if something is lost and cannot be restored."
+    )]
+    Packs(RepairPacksArgs),
+    /// Say which snapshots cannot be read and which files are lost; void what stops prune
+    #[command(
+        after_help = "Examples:\n  larder repo repair snapshots\n  larder repo repair snapshots --void 0123456789abcdef0123456789abcdef\n\n\
+A snapshot is lost with the one object that publishes it. While such an object does not open, nothing is deleted in the repository.\n\
+Look for a good copy of it first (of the repository, or of the disk): put under its name it is as if nothing had been. Where there is none, an\n\
+admin voids it: it counts as none from then on, and what its run had stored is listed again, so that other snapshots keep it."
+    )]
+    Snapshots {
+        /// Count this session, whose outcome does not open, as one without an outcome; all 32 digits
+        #[arg(long, value_name = "SESSION", value_parser = parse_session)]
+        void: Option<SessionId>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RepairPacksArgs {
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Read and verify all data first
+    #[arg(long)]
+    pub read_data: bool,
+    /// Take these packs for damaged, whatever a check says: names (data/…, meta/…) or ids
+    #[arg(value_name = "PACK")]
+    pub packs: Vec<String>,
+    /// Show what is lost for good; with the code that this prints, accept it: prune then goes on over it, and keeps no damaged pack for it
+    #[arg(long, value_name = "CODE", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["packs", "read_data", "dry_run"])]
+    pub accept_loss: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod promote;
 pub mod prune;
 mod queue;
+pub mod repair;
 pub mod replicate;
 pub mod restore;
 pub mod revoke;

@@ -12,13 +12,26 @@ where
     T: Sync,
     R: Send,
 {
+    so_many_at_once(AT_ONCE, items, work)
+}
+
+/// As [`at_once`], with another number of requests under way.
+pub fn so_many_at_once<T, R>(
+    many: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, RepoError> + Sync,
+) -> Vec<Result<R, RepoError>>
+where
+    T: Sync,
+    R: Send,
+{
     if let [only] = items {
         return vec![work(only)];
     }
     let next = AtomicUsize::new(0);
     let mut results: Vec<Option<Result<R, RepoError>>> = items.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE.min(items.len()))
+        let threads: Vec<_> = (0..many.min(items.len()))
             .map(|_| {
                 scope.spawn(|| {
                     let mut done = Vec::new();

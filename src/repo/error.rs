@@ -135,6 +135,16 @@ impl RepoError {
         matches!(self, RepoError::Store { source, .. } if source.class == Failure::Denied)
     }
 
+    /// Whether the error says that an object is not there.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, RepoError::Store { source, .. } if source.class == Failure::NotFound)
+    }
+
+    /// Whether the error says something about what was read, and not about the store.
+    pub fn is_about_one_object(&self) -> bool {
+        self.is_damage() || matches!(self, RepoError::Store { source, .. } if source.class == Failure::Protocol)
+    }
+
     /// Whether the error says that the store has no room.
     pub fn is_full(&self) -> bool {
         matches!(self, RepoError::Store { source, .. } if source.class == Failure::Full)

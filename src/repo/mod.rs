@@ -14,12 +14,13 @@ pub mod pack_writer;
 pub mod presence;
 pub mod reader;
 mod recent;
+pub mod reindex;
 pub mod runs;
 pub mod session;
 pub mod snapshots;
 pub mod standing;
 pub mod sync;
-mod trailers;
+pub mod trailers;
 
 pub use error::RepoError;
 pub use open::Repo;

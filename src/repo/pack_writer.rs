@@ -556,18 +556,11 @@ impl Shared {
         }
     }
 
-    fn is_lost(&self, id: &ChunkId) -> Result<bool, IndexError> {
-        Ok(self.index.has_lost() && self.index.is_lost(id)?)
-    }
-
     /// What a copy that is a delta is one against, and a full copy of that (format-spec chapter 15).
     fn base_of(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Option<(ChunkId, ChunkPlace)>, RepoError> {
         let Some(base) = self.index.base_of(id, &place.pack)? else {
             return Ok(None);
         };
-        if self.is_lost(&base)? {
-            return Ok(None);
-        }
         let full = self.confirmed(&base)?.filter(|full| full.stored_as != StoredAs::Delta);
         Ok(full.map(|full| (base, full)))
     }
@@ -577,8 +570,8 @@ impl Shared {
     fn full_copy_for(&self, id: &ChunkId) -> Result<Option<(ChunkId, PackId)>, RepoError> {
         let full = match self.confirmed(id)? {
             Some(place) if place.stored_as == StoredAs::Delta => self.base_of(id, &place)?,
-            Some(place) if !self.is_lost(id)? => Some((*id, place)),
-            _ => None,
+            Some(place) => Some((*id, place)),
+            None => None,
         };
         let of_others = full.filter(|(_, place)| place.session != self.session);
         Ok(of_others.map(|(base, place)| (base, place.pack)))
@@ -586,10 +579,8 @@ impl Shared {
 
     /// The pack of a copy, and that of its base if it is a delta: it is worth nothing without.
     fn packs_of_stored(&self, id: &ChunkId) -> Result<Option<(PackId, Option<PackId>)>, RepoError> {
-        // A chunk that a quarantine declares lost is uploaded again under the same id: old snapshots heal.
-        if self.is_lost(id)? {
-            return Ok(None);
-        }
+        // A chunk that a quarantine declares lost is in no pack that is found here, and so uploaded again under the same id: old
+        // snapshots heal.
         let Some(place) = self.confirmed(id)? else {
             return Ok(None);
         };

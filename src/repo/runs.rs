@@ -181,9 +181,13 @@ fn sort_runs(accepted: Accepted, listed: Vec<ListedRun>) -> ValidRuns {
     }
     valid.descriptors = accepted.descriptors;
     valid.ended = accepted.ended;
+    // One without parts is no run: a repair says which runs its own of level 0 stand for (format-spec chapter 9.2.2).
+    let is_replacement = |name: &&String| valid.descriptors.get(*name).is_some_and(|run| run.parts.is_empty());
+    let replacements: Vec<String> = missing.iter().filter(is_replacement).cloned().collect();
+    missing.retain(|name| !replacements.contains(name));
+    let united = there.iter().filter(|run| run.level > 0).map(ListedRun::name);
     let mut absorbed = HashSet::new();
-    for run in there.iter().filter(|run| run.level > 0) {
-        let name = run.name();
+    for name in united.chain(replacements) {
         let (names, _) = valid.absorbed_by(&name);
         // Whoever absorbs itself, over however many others, would leave none of them.
         if !names.contains(&name) {

@@ -38,6 +38,9 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(150 * 60);
 /// A listing of outcomes younger than this is good enough to number the next one.
 const LISTING_FRESH: Duration = Duration::from_secs(60);
 
+/// A writer, and the number and hash of its last outcome that may be missing (format-spec chapter 9.2.3).
+pub type ChainFloor = (KeyId, u64, ObjectHash);
+
 /// A running session. After a checkpoint it is another one: see [`Session::checkpoint`].
 pub struct Session<'r> {
     repo: &'r Repo,
@@ -80,6 +83,23 @@ pub struct Maintained {
     pub run: Option<RunDescriptor>,
     /// Outcomes of the key up to and including the number may be missing from now on. Ascending by key.
     pub chain_floors: Vec<(KeyId, u64, ObjectHash)>,
+}
+
+impl Maintained {
+    /// Says that the runs of level 0 which the outcome accepts stand for these, which cannot be read any more (format-spec chapter
+    /// 9.2.2): a descriptor without parts is no run.
+    pub fn replacing(inputs: Vec<String>) -> Maintained {
+        let run = (!inputs.is_empty()).then(|| RunDescriptor {
+            level: 1,
+            parts: Vec::new(),
+            inputs,
+            dropped_packs: Vec::new(),
+        });
+        Maintained {
+            run,
+            ..Maintained::default()
+        }
+    }
 }
 
 /// What publishing needs beside the content.
@@ -539,36 +559,53 @@ impl<'r> Session<'r> {
 
     fn write_run(&mut self, packs: Vec<OwnPack>) -> Result<(), RepoError> {
         let repo = self.repo;
-        let name = ObjectName::Run(self.id, self.next_run);
-        let identity = RunIdentity {
-            kid: repo.kid,
-            created: host::now(),
-            session: self.id,
-            number: self.next_run,
-        };
         // No reader would accept it, and with it goes everything that the run lists.
         if packs.iter().any(|pack| !is_own(repo, &pack.session)) {
             return Err(internal("a run would list another writer's packs"));
         }
-        let content = run_content(&packs);
         let ids: Vec<PackId> = packs.iter().map(|pack| pack.pack).collect();
+        let (name, number) = self.create_run(packs)?;
+        self.after_durable(
+            repo.index
+                .packs_listed(&name.to_string(), &self.id, &repo.kid, number, &ids),
+        );
+        Ok(())
+    }
+
+    /// Lists packs of any session that were found at the store and that no run describes (format-spec chapter 16.8). Publish, and sync
+    /// the index afterwards: it does not know them yet.
+    ///
+    /// # Errors
+    /// When the key may not maintain (readers would not accept such a run), or the store fails.
+    pub fn list_found(&mut self, packs: Vec<OwnPack>) -> Result<(), RepoError> {
+        self.repo.require(role::MAINTAIN, "list packs of other writers")?;
+        self.create_run(packs).map(drop)
+    }
+
+    fn create_run(&mut self, packs: Vec<OwnPack>) -> Result<(ObjectName, u32), RepoError> {
+        let repo = self.repo;
+        let number = self.next_run;
+        let name = ObjectName::Run(self.id, number);
+        let identity = RunIdentity {
+            kid: repo.kid,
+            created: host::now(),
+            session: self.id,
+            number,
+        };
+        let content = run_content(&packs);
         // The content says the same again: megabytes, when files are many.
         drop(packs);
         let body = run::encode_l0(&content, &identity, &repo.keys, &repo.signer, host::random())
             .map_err(object_error("sealing", &name))?;
         let size = body.len() as u64;
         create_new(&*repo.store, &name, body, "an index run")?;
-        self.after_durable(
-            repo.index
-                .packs_listed(&name.to_string(), &self.id, &repo.kid, self.next_run, &ids),
-        );
         self.writer
             .counts()
             .bytes_stored
             .fetch_add(size, std::sync::atomic::Ordering::Relaxed);
         self.next_run += 1;
         self.after_durable(repo.index.set_next_run(&self.id, self.next_run));
-        Ok(())
+        Ok((name, number))
     }
 
     /// Uploads everything that is open, and proves it.

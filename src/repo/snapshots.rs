@@ -395,6 +395,14 @@ impl Repo {
         Ok(outcomes.into_iter().map(|outcome| outcome.session).collect())
     }
 
+    /// Lists the sessions that have an outcome, readable or not.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn listed_outcomes(&self) -> Result<Vec<SessionId>, RepoError> {
+        Ok(self.list_snap()?.into_iter().map(|(session, _)| session).collect())
+    }
+
     /// Lists the sessions that have an outcome, and the store's time of each.
     pub(super) fn list_snap(&self) -> Result<Vec<(SessionId, Option<Timestamp>)>, RepoError> {
         let names = list_names(&*self.store, "snap/")?;

@@ -45,6 +45,9 @@ impl Repo {
                 let condemned = Condemnation::decode(&bytes, &session, &self.keys, &self.verifier)
                     .map_err(object_error("opening", &name))?;
                 let packs: Vec<PackId> = condemned.packs.iter().map(|pack| pack.pack).collect();
+                if condemned.is_accepted {
+                    self.index.accept_losses(&condemned.lost)?;
+                }
                 self.index
                     .add_condemned(&session, &condemned.kid, &packs, &condemned.lost)?;
             }
@@ -108,6 +111,7 @@ impl Repo {
         self.take_in_level0(&unseen, &mut names, &mut sync)?;
         sync.missing = valid.missing;
         self.index.retain_runs(&known, &names)?;
+        self.index.forget_healed()?;
         Ok(sync)
     }
 

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Footer and trailer of nearly every pack are within its last bytes.
 const SUFFIX_BYTES: u64 = 64 << 10;
 const FOOTER_BYTES: usize = 88;
+const HEADER_BYTES: u64 = 64;
 /// Trailers that are read at once.
 const AT_ONCE: usize = 8;
 
@@ -79,8 +80,16 @@ impl Trailers {
             for _ in 0..AT_ONCE.min(unlisted.len()) {
                 scope.spawn(|| {
                     while let Some((kind, pack, session, size)) = unlisted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match until_sound(|| read_trailer(repo, *kind, *pack, *session, *size)) {
-                            Ok((size, trailer)) => found.lock().add(*kind, *pack, *session, size, trailer),
+                        let listed = ListedPack {
+                            kind: *kind,
+                            pack: *pack,
+                            session: *session,
+                            size: *size,
+                        };
+                        match until_sound(|| read_end(repo, &listed)) {
+                            Ok(PackEnd { size, trailer, .. }) => {
+                                found.lock().add(*kind, *pack, *session, size, trailer);
+                            }
                             Err(error) if error.is_outage() && !chaos!("outage-is-damage") => {
                                 outage.lock().get_or_insert(error);
                                 break;
@@ -150,26 +159,54 @@ impl Trailers {
     }
 }
 
-/// Reads header, footer and trailer of a pack, and returns its size too.
-fn read_trailer(
-    repo: &Repo,
-    kind: PackKind,
-    pack: PackId,
-    session: SessionId,
-    size: u64,
-) -> Result<(u32, PackTrailer), RepoError> {
+/// A pack as the store lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedPack {
+    pub kind: PackKind,
+    pub pack: PackId,
+    pub session: SessionId,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl ListedPack {
+    /// Returns the name of the pack.
+    pub fn name(&self) -> ObjectName {
+        ObjectName::Pack(self.kind, self.pack, self.session)
+    }
+}
+
+/// What a pack says about itself at its end.
+pub(super) struct PackEnd {
+    pub size: u32,
+    pub body_hash: [u8; 32],
+    pub trailer: PackTrailer,
+}
+
+/// Reads header, footer and trailer of a pack.
+pub(super) fn read_end(repo: &Repo, listed: &ListedPack) -> Result<PackEnd, RepoError> {
+    let ListedPack {
+        kind,
+        pack,
+        session,
+        size,
+    } = *listed;
     let name = ObjectName::Pack(kind, pack, session);
     let key = store_key(&name);
     let missing = |why: &str| RepoError::Missing {
         object: name.to_string(),
         why: why.into(),
     };
+    // Nothing can be asked for of an object without bytes.
+    if size < HEADER_BYTES {
+        return Err(missing("it is shorter than a header"));
+    }
     let read = |part| {
         repo.store
             .read(&key, part)
             .map_err(store_error("reading the trailer of a pack"))
     };
-    let header_bytes = read(Part::Range(0..64.min(size)))?;
+    let header_bytes = read(Part::Range(0..HEADER_BYTES))?;
     let header_bytes: &[u8; 64] = header_bytes[..]
         .try_into()
         .map_err(|_| missing("it is shorter than a header"))?;
@@ -201,5 +238,9 @@ fn read_trailer(
         return Err(missing("its frames do not end where its trailer begins"));
     }
     let size = u32::try_from(size).map_err(|_| missing("it is larger than a pack can be"))?;
-    Ok((size, trailer))
+    Ok(PackEnd {
+        size,
+        body_hash: footer.body_hash,
+        trailer,
+    })
 }

@@ -191,6 +191,7 @@ fn chunk_that_nothing_lists_is_damage_and_not_only_a_named_file() {
         reason: String::new(),
         packs,
         lost: Vec::new(),
+        is_accepted: false,
     };
     let body = condemnation.encode(&repo.keys, &repo.signer, host::random()).unwrap();
     create_new(&place.store, &ObjectName::Condemnation(session), body, "a condemnation").unwrap();

@@ -171,6 +171,7 @@ impl Golden {
             reason: "nothing".into(),
             packs: Vec::new(),
             lost: Vec::new(),
+            is_accepted: false,
         };
         let body = condemnation.encode(&repo.keys, &repo.signer, host::random()).unwrap();
         create_new(&store, &ObjectName::Condemnation(generation), body, "a condemnation").unwrap();

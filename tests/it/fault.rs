@@ -174,6 +174,7 @@ impl Scene {
             reason: String::new(),
             packs: Vec::new(),
             lost: Vec::new(),
+            is_accepted: false,
         };
         let body = condemnation.encode(&repo.keys, &repo.signer, host::random()).unwrap();
         create_new(&store, &ObjectName::Condemnation(generation), body, "a condemnation").unwrap();

@@ -260,6 +260,7 @@ fn condemn(repo: &Repo, packs: Vec<(PackKind, PackId, SessionId)>) -> SessionId 
         reason: String::new(),
         packs,
         lost: Vec::new(),
+        is_accepted: false,
     };
     let body = condemnation.encode(&repo.keys, &repo.signer, host::random()).unwrap();
     create_new(

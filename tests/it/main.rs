@@ -18,6 +18,7 @@ mod marks;
 mod model;
 mod prune;
 mod reading;
+mod repair;
 mod replicate;
 mod retention;
 mod rotation;

@@ -14,6 +14,7 @@ mod key;
 mod ls;
 mod policy;
 mod prune;
+mod repair;
 mod replicate;
 mod repo;
 mod restore;
@@ -41,6 +42,7 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Copy(args)) => copy::run(context, &args),
         Command::Repo(RepoCommand::Replicate(args)) => replicate::run(context, &args),
         Command::Repo(RepoCommand::Promote { force }) => replicate::promote(context, force),
+        Command::Repo(RepoCommand::Repair(command)) => repair::run(context, &command),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),
         Command::Restore(args) => restore::run(context, &args),

@@ -83,7 +83,8 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
         "deletable_at": report.deletable_at.map(rfc3339),
         "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), "notes": report.notes,
+        "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), "lost": report.lost,
+        "kept_damaged": packs_json(report.kept_damaged), "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })
 }
@@ -165,8 +166,21 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
             count(report.runs_united, "index run", "index runs"),
         ))?;
     }
+    if report.lost > 0 {
+        output.note(format!(
+            "{} that snapshots need {} declared lost: `larder repo check` names the files",
+            count(report.lost, "chunk", "chunks"),
+            if report.lost == 1 { "is" } else { "are" },
+        ));
+    }
     if args.dry_run {
         return Ok(());
+    }
+    if report.kept_damaged.packs > 0 {
+        output.say(format!(
+            "{} kept, damaged, because of what is lost: `larder repo repair packs --accept-loss` gives it up",
+            packs(report.kept_damaged)
+        ))?;
     }
     if report.deleted.packs > 0 {
         output.say(format!("deleted {}", packs(report.deleted)))?;

@@ -307,7 +307,7 @@ pub fn check(context: &Context, args: &CheckArgs) -> Result<(), Failure> {
     verdict(&report)
 }
 
-fn report_json(report: &Report, started: Instant) -> Value {
+pub(super) fn report_json(report: &Report, started: Instant) -> Value {
     let files: Vec<Value> = report
         .damaged_files
         .iter()
@@ -347,31 +347,7 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
     if more > 0 {
         output.note(format!("{more} more objects have names that are not of this format"));
     }
-    for finding in report.findings.iter().take(SHOWN_MAX) {
-        let word = if finding.tamper { "TAMPERING" } else { "DAMAGE" };
-        output.line(format!(
-            "{word}  {}: {}",
-            printable(finding.object.as_bytes()),
-            printable(finding.what.as_bytes())
-        ))?;
-    }
-    let more = report.findings_total.saturating_sub(SHOWN_MAX as u64);
-    if more > 0 {
-        output.line(format!("… and {more} more; --json has the first ten thousand"))?;
-    }
-    if report.damaged_files_total > 0 {
-        output.line(format!(
-            "{} cannot be restored whole:",
-            count(report.damaged_files_total, "file", "files")
-        ))?;
-        for file in report.damaged_files.iter().take(SHOWN_MAX) {
-            output.line(format!("  {}  in {}", printable(&file.path), file.snapshots.join(", ")))?;
-        }
-        let more = report.damaged_files_total.saturating_sub(SHOWN_MAX as u64);
-        if more > 0 {
-            output.line(format!("  … and {more} more"))?;
-        }
-    }
+    tell_damage(context, report)?;
     output.say(format!(
         "looked at {}, {} and {} in {}",
         count(report.snapshots, "snapshot", "snapshots"),
@@ -404,7 +380,39 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
     Ok(())
 }
 
-fn verdict(report: &Report) -> Result<(), Failure> {
+/// Says what is wrong, and which files it hits.
+pub(super) fn tell_damage(context: &Context, report: &Report) -> Result<(), Failure> {
+    let output = &context.output;
+    for finding in report.findings.iter().take(SHOWN_MAX) {
+        let word = if finding.tamper { "TAMPERING" } else { "DAMAGE" };
+        output.line(format!(
+            "{word}  {}: {}",
+            printable(finding.object.as_bytes()),
+            printable(finding.what.as_bytes())
+        ))?;
+    }
+    let more = report.findings_total.saturating_sub(SHOWN_MAX as u64);
+    if more > 0 {
+        output.line(format!("… and {more} more; --json has the first ten thousand"))?;
+    }
+    if report.damaged_files_total > 0 {
+        output.line(format!(
+            "{} cannot be restored whole:",
+            count(report.damaged_files_total, "file", "files")
+        ))?;
+        for file in report.damaged_files.iter().take(SHOWN_MAX) {
+            output.line(format!("  {}  in {}", printable(&file.path), file.snapshots.join(", ")))?;
+        }
+        let more = report.damaged_files_total.saturating_sub(SHOWN_MAX as u64);
+        if more > 0 {
+            output.line(format!("  … and {more} more"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fails if something is wrong.
+pub(super) fn verdict(report: &Report) -> Result<(), Failure> {
     let found = match report.findings_total {
         // Can only be when a file was found damaged and what damages it was not.
         0 => count(report.damaged_files_total, "damaged file", "damaged files"),

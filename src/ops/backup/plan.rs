@@ -9,12 +9,11 @@ use crate::ops::{OpError, Progress};
 use crate::pure::base::Explain;
 use crate::pure::format::entry::{Entry, EntryKind};
 use crate::pure::format::manifest::{Root, RootKind, Stats};
-use crate::pure::format::run::StoredAs;
 use crate::pure::id::{ChunkId, SessionId};
 use crate::pure::tree::list::{ListSource, for_each_piece};
 use crate::pure::tree::rules;
 use crate::pure::tree::walk::{NodeSource, TreeWalk, lookup};
-use crate::repo::index::{IndexError, LocalIndex};
+use crate::repo::index::LocalIndex;
 use crate::repo::reader::{BlobReader, TreeReader};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{Repo, RepoError};
@@ -487,8 +486,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     fn content_is_there(&self, entry: &Entry, tree: &mut ParentTree<'_, '_>) -> Result<bool, RepoError> {
         let index = &*self.repo.index;
         // An index that cannot tell is no reason to fail: the file is read again.
-        let any_absent = index.may_lack().unwrap_or(true);
-        if !any_absent && !index.has_lost() {
+        if !index.may_lack().unwrap_or(true) {
             return Ok(true);
         }
         let contents = entry.content().map(|content| (content, entry.size()));
@@ -497,13 +495,12 @@ impl<'a, 'r> Planner<'a, 'r> {
         let mut lists = CheckedLists {
             nodes: &mut tree.nodes.nodes,
             index,
-            any_absent,
             missing: false,
         };
         let mut missing = false;
         for (content, size) in contents.into_iter().chain(outline) {
             for_each_piece(content, size, 0..size, &mut lists, &mut |_, piece| {
-                missing |= piece.id != ChunkId::HOLE && is_missing(index, any_absent, &piece.id);
+                missing |= piece.id != ChunkId::HOLE && is_missing(index, &piece.id);
                 Ok::<(), RepoError>(())
             })?;
         }
@@ -511,37 +508,21 @@ impl<'a, 'r> Planner<'a, 'r> {
     }
 }
 
-fn is_missing(index: &LocalIndex, any_absent: bool, id: &ChunkId) -> bool {
-    let is_lost = index.has_lost() && index.is_lost(id).unwrap_or(true);
-    is_lost || (any_absent && !is_stored(index, id).unwrap_or(false))
-}
-
-/// Whether there is a full copy, or a delta and a full copy of its base.
-fn is_stored(index: &LocalIndex, id: &ChunkId) -> Result<bool, IndexError> {
-    let Some(place) = index.find(id)? else {
-        return Ok(false);
-    };
-    if place.stored_as != StoredAs::Delta {
-        return Ok(true);
-    }
-    let Some(base) = index.base_of(id, &place.pack)? else {
-        return Ok(false);
-    };
-    Ok(index.find(&base)?.is_some_and(|full| full.stored_as != StoredAs::Delta))
+fn is_missing(index: &LocalIndex, id: &ChunkId) -> bool {
+    !index.is_stored(id).unwrap_or(false)
 }
 
 /// Reads list nodes, and notes whether the repository lacks one: the local cache may still have it.
 struct CheckedLists<'n, 'a, 'r> {
     nodes: &'n mut TreeReader<'a, 'r>,
     index: &'n LocalIndex,
-    any_absent: bool,
     missing: bool,
 }
 
 impl ListSource for CheckedLists<'_, '_, '_> {
     type Error = RepoError;
     fn list_node(&mut self, id: &ChunkId) -> Result<Vec<u8>, RepoError> {
-        self.missing |= is_missing(self.index, self.any_absent, id);
+        self.missing |= is_missing(self.index, id);
         self.nodes.list_node(id)
     }
 }

@@ -74,7 +74,10 @@ pub(super) fn check_history(repo: &Repo, report: &mut Report) -> Result<Vec<Chec
             .into_iter()
             .map(|fork| format!("{fork}: a host was cloned or set back")),
     );
-    let outcomes = repo.index.outcomes()?;
+    // What is voided may be damaged: that is why it was.
+    let voided = repo.voided()?;
+    let mut outcomes = repo.index.outcomes()?;
+    outcomes.retain(|known| !voided.contains(&known.session));
     let mut snapshots = Vec::new();
     let mut links = Vec::new();
     let looked = side_by_side(&outcomes, FETCHES, |known| look_at(repo, known));

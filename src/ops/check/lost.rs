@@ -14,6 +14,11 @@ enum LostPart {
     Frames(Vec<u32>),
 }
 
+/// Whether a quarantine says that it is lost.
+fn is_declared(repo: &Repo, id: &ChunkId) -> Result<bool, OpError> {
+    Ok(repo.index.has_lost() && repo.index.is_lost(id)?)
+}
+
 /// Packs that were reported as missing or damaged.
 #[derive(Default)]
 pub(super) struct Lost {
@@ -95,7 +100,11 @@ impl Lost {
         }
         let copies = self.copies(repo, id)?;
         if copies.is_empty() {
-            return Ok(Fate::Unlisted);
+            return Ok(if is_declared(repo, id)? {
+                Fate::Lost
+            } else {
+                Fate::Unlisted
+            });
         }
         for place in copies.iter().filter(|place| !self.holds(place)) {
             let base = match place.stored_as {
@@ -117,6 +126,10 @@ impl Lost {
     /// The copies that a restore tries: those in condemned packs last, as long as they are there.
     fn copies(&self, repo: &Repo, id: &ChunkId) -> Result<Vec<ChunkPlace>, OpError> {
         let mut copies = repo.index.find_all(id)?;
+        // Whoever declared it lost has tried those.
+        if is_declared(repo, id)? {
+            return Ok(copies);
+        }
         let condemned = repo.index.find_condemned(id)?;
         copies.extend(
             condemned

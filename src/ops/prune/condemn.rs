@@ -104,6 +104,7 @@ fn create_condemnation(repo: &Repo, session: SessionId, packs: Vec<CondemnedPack
         reason: "prune".into(),
         packs,
         lost: Vec::new(),
+        is_accepted: false,
     };
     let body = condemnation
         .encode(&repo.keys, &repo.signer, host::random())
@@ -123,7 +124,9 @@ fn look(work: &mut Work<'_, '_>, ground: &Ground) -> Result<Plan, OpError> {
     } = work;
     let listed = list_packs(repo)?;
     let mut survey = Survey::begin(repo, &listed)?;
-    refuse_homeless(&survey.take_in(repo, marker.ids())?)?;
+    let homeless = survey.take_in(repo, marker.ids())?;
+    refuse_homeless(&homeless)?;
+    report.lost = homeless.lost;
     report.snapshots = ground.live as u64;
     let (mut unused, mut rewrite) = (Vec::new(), Vec::new());
     let mut used = Vec::new();

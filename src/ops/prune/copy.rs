@@ -65,16 +65,19 @@ pub(super) fn rewrite(
     Ok(copied)
 }
 
-/// Copies chunks that are alive and only in condemned packs. They become full copies.
+/// Copies chunks that are alive and only in condemned packs. They become full copies. Returns those that cannot be read and are
+/// declared lost.
 ///
 /// # Errors
-/// When one cannot be read: nothing may be deleted then.
+/// When another one cannot be read: nothing may be deleted then.
 pub(super) fn rescue(
     reader: &BlobReader<'_>,
     session: &mut Session<'_>,
     chunks: &[(ChunkId, BlobType)],
     progress: &Progress,
-) -> Result<(), OpError> {
+) -> Result<Vec<ChunkId>, OpError> {
+    let index = &reader.repo().index;
+    let mut lost = Vec::new();
     let level = reader.repo().config.zstd_level.clamp(1, 19);
     let mut compressor = Compressor::new(level as i32);
     let (mut opener, mut plain, mut frame) = (Opener::new(), Vec::new(), Vec::new());
@@ -87,10 +90,17 @@ pub(super) fn rescue(
         if progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
-        reader.read(*ty, id, &mut opener, &mut plain)?;
+        match reader.read(*ty, id, &mut opener, &mut plain) {
+            Ok(()) => {}
+            Err(error) if error.is_damage() && index.is_lost(id)? => {
+                lost.push(*id);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
         let codec = PackWriter::begin_full(&mut frame, &mut compressor, &plain);
         session.writer().add(*ty, id, codec, plain.len() as u32, &mut frame)?;
         session.tick()?;
     }
-    Ok(())
+    Ok(lost)
 }

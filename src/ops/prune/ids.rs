@@ -18,7 +18,7 @@ const PIECES_MAX: usize = 64;
 const READ_AT_ONCE: usize = 1 << 11;
 
 /// Ids, in the order in which they come.
-pub(super) struct IdCollector {
+pub(in crate::ops) struct IdCollector {
     directory: PathBuf,
     in_memory: usize,
     buffer: Vec<ChunkId>,
@@ -111,7 +111,7 @@ impl IdCollector {
     }
 
     /// Reads all ids in ascending order, each once. More may be added afterwards.
-    pub(super) fn sorted(&mut self) -> SortedIds<'_> {
+    pub(in crate::ops) fn sorted(&mut self) -> SortedIds<'_> {
         self.sort();
         let mut cursors: Vec<Cursor<'_>> = self.pieces.iter().map(Cursor::of_piece).collect();
         cursors.push(Cursor {
@@ -170,7 +170,7 @@ impl<'c> Cursor<'c> {
 }
 
 /// Ids in ascending order, each once.
-pub(super) struct SortedIds<'c> {
+pub(in crate::ops) struct SortedIds<'c> {
     cursors: Vec<Cursor<'c>>,
     heap: BinaryHeap<Reverse<(ChunkId, usize)>>,
     begun: bool,
@@ -182,7 +182,7 @@ impl SortedIds<'_> {
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub(super) fn take(&mut self) -> io::Result<Option<ChunkId>> {
+    pub(in crate::ops) fn take(&mut self) -> io::Result<Option<ChunkId>> {
         if !std::mem::replace(&mut self.begun, true) {
             for number in 0..self.cursors.len() {
                 self.push_from(number)?;

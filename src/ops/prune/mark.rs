@@ -29,13 +29,25 @@ const REMOTE_THREADS: usize = 16;
 /// Ids that a thread gathers before it hands them over.
 const GATHERED: usize = 4096;
 
+/// What becomes of nodes that cannot be read.
+pub(in crate::ops) enum Unreadable {
+    /// They end the run.
+    Refused,
+    /// So they do, except for these: an admin has accepted that they, and what only they lead to, are lost.
+    Accepted(HashSet<ChunkId>),
+    /// They are noted, to be mended.
+    Noted,
+}
+
 /// What live snapshots reach. It only grows, so a snapshot is marked once in a run.
-pub(super) struct Marker<'r> {
+pub(in crate::ops) struct Marker<'r> {
     reader: BlobReader<'r>,
     threads: usize,
     marked: HashSet<SessionId>,
     seen: Mutex<HashSet<NodeKey>>,
     ids: Mutex<IdCollector>,
+    unreadable: Unreadable,
+    unread: Mutex<Vec<ChunkId>>,
 }
 
 /// A node to be read, and what was said about it above.
@@ -61,7 +73,7 @@ struct Worker {
 
 impl<'r> Marker<'r> {
     /// Nothing is marked yet.
-    pub(super) fn new(repo: &'r Repo, threads: usize) -> Marker<'r> {
+    pub(in crate::ops) fn new(repo: &'r Repo, threads: usize, unreadable: Unreadable) -> Marker<'r> {
         let threads = if repo.store.is_local() {
             threads.max(1)
         } else {
@@ -73,16 +85,37 @@ impl<'r> Marker<'r> {
             marked: HashSet::new(),
             seen: Mutex::new(HashSet::new()),
             ids: Mutex::new(IdCollector::new(&repo.state_dir)),
+            unreadable,
+            unread: Mutex::new(Vec::new()),
         }
     }
 
     /// Returns the reader.
-    pub(super) fn reader(&self) -> &BlobReader<'r> {
+    pub(in crate::ops) fn reader(&self) -> &BlobReader<'r> {
         &self.reader
     }
 
+    /// Returns the nodes that could not be read, and were let pass.
+    pub(in crate::ops) fn unread(&mut self) -> &[ChunkId] {
+        self.unread.get_mut()
+    }
+
+    /// Whether a node that cannot be read is let pass; notes it then.
+    fn lets_pass(&self, id: &ChunkId, error: &RepoError) -> bool {
+        let passes = error.is_damage()
+            && match &self.unreadable {
+                Unreadable::Refused => false,
+                Unreadable::Accepted(ids) => ids.contains(id),
+                Unreadable::Noted => true,
+            };
+        if passes {
+            self.unread.lock().push(*id);
+        }
+        passes
+    }
+
     /// Returns the ids of all that was marked.
-    pub(super) fn ids(&mut self) -> &mut IdCollector {
+    pub(in crate::ops) fn ids(&mut self) -> &mut IdCollector {
         self.ids.get_mut()
     }
 
@@ -90,7 +123,7 @@ impl<'r> Marker<'r> {
     ///
     /// # Errors
     /// When anything of them cannot be read, or the user wants it to end.
-    pub(super) fn mark(&mut self, live: &[SessionId], progress: &Progress) -> Result<(), OpError> {
+    pub(in crate::ops) fn mark(&mut self, live: &[SessionId], progress: &Progress) -> Result<(), OpError> {
         let repo = self.reader.repo();
         // These snapshots may be younger than the index, and than what was seen of packs when the ones before were marked.
         self.reader.forget_trailers();
@@ -162,6 +195,12 @@ impl<'r> Marker<'r> {
         let read = self
             .reader
             .read(BlobType::Node, &visit.id, &mut worker.opener, &mut bytes);
+        if let Err(error) = &read
+            && self.lets_pass(&visit.id, error)
+        {
+            worker.bytes = bytes;
+            return Ok(Vec::new());
+        }
         let children = read.map_err(OpError::from).and_then(|()| {
             let mut children = Vec::new();
             let mut cursor = NodeCursor::open(&bytes[..]).map_err(RepoError::from)?;
@@ -228,7 +267,10 @@ impl<'r> Marker<'r> {
         }
         ids.push(*id);
         let mut bytes = Vec::new();
-        self.reader.read(BlobType::List, id, opener, &mut bytes)?;
+        match self.reader.read(BlobType::List, id, opener, &mut bytes) {
+            Err(error) if self.lets_pass(id, &error) => return Ok(()),
+            read => read?,
+        }
         match open_node(&bytes, level, total).map_err(RepoError::from)? {
             ListNode::Leaf(pieces) => ids.extend(chunks(&pieces)),
             ListNode::Inner { level, children } => {
@@ -251,7 +293,7 @@ fn malformed(what: &'static str) -> OpError {
 }
 
 /// Sorting what is alive needs room on this machine.
-pub(super) fn no_room(source: std::io::Error) -> OpError {
+pub(in crate::ops) fn no_room(source: std::io::Error) -> OpError {
     RepoError::Local {
         what: "sorting what is alive, in the cache directory".into(),
         source,
@@ -273,5 +315,5 @@ fn in_doubt(error: OpError, of: String) -> OpError {
 }
 
 /// What to do when something alive is damaged.
-pub(super) const CHECK_HINT: &str = "run `larder repo check` to see what is hit; forget the snapshots that cannot be read any more, or let the \
-                                    next backups heal them, and prune again";
+pub(super) const CHECK_HINT: &str = "run `larder repo check` to see what is hit, and `larder repo repair packs`; forget the snapshots that cannot \
+                                    be read any more, or let the next backups heal them, and prune again";

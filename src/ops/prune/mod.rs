@@ -14,11 +14,11 @@
 pub mod compact;
 mod condemn;
 mod copy;
-mod ids;
-mod mark;
+pub(in crate::ops) mod ids;
+pub(in crate::ops) mod mark;
 mod merge;
 mod steps;
-mod survey;
+pub(in crate::ops) mod survey;
 mod sweep;
 mod tidy;
 pub mod undelete;
@@ -31,7 +31,7 @@ use crate::pure::id::SessionId;
 use crate::pure::plan::prune::RepackLimits;
 use crate::repo::Repo;
 use crate::repo::maintain::OpenSession;
-use mark::{CHECK_HINT, Marker};
+use mark::{CHECK_HINT, Marker, Unreadable};
 use std::time::Duration;
 use survey::Homeless;
 
@@ -83,6 +83,10 @@ pub struct Report {
     pub bytes_copied: u64,
     /// Chunks that were copied out of condemned packs because a snapshot needs them after all.
     pub rescued: u64,
+    /// Chunks that snapshots need, that are in no pack any more, and that are declared lost.
+    pub lost: u64,
+    /// Condemned packs that stay because of such a chunk.
+    pub kept_damaged: Packs,
     /// Deleted by this run.
     pub deleted: Packs,
     /// Condemned and still there.
@@ -142,7 +146,11 @@ fn condemn_and_sweep(repo: &Repo, options: &Options, progress: &Progress) -> Res
         repo,
         options,
         progress,
-        marker: Marker::new(repo, options.threads),
+        marker: Marker::new(
+            repo,
+            options.threads,
+            Unreadable::Accepted(repo.index.accepted_losses()?),
+        ),
         report: Report::default(),
     };
     let listed = condemn::run(&mut work)?;

@@ -121,6 +121,8 @@ pub(super) struct Homeless {
     /// The first of those that are nowhere.
     pub nowhere: Vec<ChunkId>,
     pub nowhere_total: u64,
+    /// How many are nowhere and declared lost: that is no news.
+    pub lost: u64,
 }
 
 /// All packs that the index knows, by handle.
@@ -220,6 +222,7 @@ impl Survey {
                     }
                 }
                 Choice::Rescue(ty) => homeless.rescue.push((id, ty)),
+                Choice::Nowhere if repo.index.is_lost(&id)? => homeless.lost += 1,
                 Choice::Nowhere => {
                     homeless.nowhere_total += 1;
                     if homeless.nowhere.len() < NAMED_MAX {
@@ -323,7 +326,7 @@ fn choose(packs: &[Account], copies: &[IndexedChunk], needs_full: bool) -> Choic
 }
 
 /// Returns the type of a blob by how it is stored.
-pub(super) fn blob_type(stored_as: StoredAs) -> BlobType {
+pub(in crate::ops) fn blob_type(stored_as: StoredAs) -> BlobType {
     match stored_as {
         StoredAs::Data | StoredAs::Delta => BlobType::Data,
         StoredAs::Node => BlobType::Node,

@@ -9,7 +9,7 @@ use crate::ops::OpError;
 use crate::pure::base::Timestamp;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
-use crate::pure::id::{PackId, SessionId};
+use crate::pure::id::{ChunkId, PackId, SessionId};
 use crate::pure::protocol::maintain::{Action, Event, MaintenanceProtocol, Purpose};
 use crate::repo::error::store_error;
 use crate::repo::open::{list_names, store_key};
@@ -26,6 +26,7 @@ pub(super) const DELETED_AT_ONCE: usize = 1000;
 struct Ready {
     protocol: MaintenanceProtocol,
     old: HashSet<SessionId>,
+    /// As listed, without those that are kept.
     listed: Vec<ListedPack>,
 }
 
@@ -82,7 +83,7 @@ fn prepare(work: &mut Work<'_, '_>, session: &mut Session<'_>) -> Result<Option<
         report,
     } = work;
     // After the index was synced: it serves until the packs are deleted, because nobody makes a pack that is condemned already.
-    let listed = list_packs(repo)?;
+    let mut listed = list_packs(repo)?;
     let grace = options.grace.max(Duration::from_secs(repo.config.gc.grace_seconds));
     let old = old_enough(repo, &session.acknowledged(), &listed, grace, &ground, report)?;
     if old.is_empty() {
@@ -91,13 +92,33 @@ fn prepare(work: &mut Work<'_, '_>, session: &mut Session<'_>) -> Result<Option<
     let mut survey = Survey::begin(repo, &listed)?;
     let homeless = survey.take_in(repo, marker.ids())?;
     refuse_homeless(&homeless)?;
-    rescue(marker.reader(), session, &homeless.rescue, progress)?;
-    report.rescued = homeless.rescue.len() as u64;
+    let lost = rescue(marker.reader(), session, &homeless.rescue, progress)?;
+    report.rescued = (homeless.rescue.len() - lost.len()) as u64;
+    report.lost = homeless.lost + lost.len() as u64;
+    keep_damaged(repo, &lost, &mut listed, report)?;
     Ok(Some(Ready {
         protocol: ground.protocol,
         old,
         listed,
     }))
+}
+
+/// A condemned pack with the only copy of something that is alive and cannot be read stays, in case there is a way yet (a bad disk, a
+/// copy of the repository), until it is stored again or an admin accepts the loss (I-11).
+fn keep_damaged(
+    repo: &Repo,
+    lost: &[ChunkId],
+    listed: &mut Vec<ListedPack>,
+    report: &mut Report,
+) -> Result<(), OpError> {
+    let accepted = repo.index.accepted_losses()?;
+    let mut kept: HashSet<PackId> = HashSet::new();
+    for id in lost.iter().filter(|id| !accepted.contains(id)) {
+        kept.extend(repo.index.find_condemned(id)?.iter().map(|place| place.pack));
+    }
+    report.kept_damaged = total_among(listed, &kept);
+    listed.retain(|pack| !kept.contains(&pack.pack));
+    Ok(())
 }
 
 /// When each generation was received by the store.
@@ -178,7 +199,10 @@ fn delete_packs(
     let still: HashSet<PackId> = left.iter().map(|listed| listed.pack).collect();
     let gone: HashSet<PackId> = condemned.difference(&still).copied().collect();
     work.report.deleted = total_among(&doomed, &gone);
-    work.report.waiting = total_among(&left, &all_condemned(repo)?);
+    let mut waiting = total_among(&left, &all_condemned(repo)?);
+    waiting.packs = waiting.packs.saturating_sub(work.report.kept_damaged.packs);
+    waiting.bytes = waiting.bytes.saturating_sub(work.report.kept_damaged.bytes);
+    work.report.waiting = waiting;
     let undead = doomed.iter().filter(|listed| still.contains(&listed.pack)).count();
     if undead > 0 {
         work.report.notes.push(format!(

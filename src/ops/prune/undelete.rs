@@ -5,7 +5,7 @@
 //! backups use, or copied; if a sweep is faster, this one fails and publishes nothing.
 
 use super::copy::rescue;
-use super::mark::{Marker, no_room};
+use super::mark::{Marker, Unreadable, no_room};
 use super::survey::blob_type;
 use crate::ops::{OpError, Progress};
 use crate::pure::crypto::sign::role;
@@ -79,7 +79,7 @@ fn gather(
         ),
         hint: "restore what it held from an older or a newer snapshot, or from a copy of the repository".into(),
     };
-    let mut marker = Marker::new(repo, threads);
+    let mut marker = Marker::new(repo, threads, Unreadable::Refused);
     marker.mark(&[snapshot.id], progress).map_err(|error| match error {
         OpError::InDoubt { .. } => is_gone(()),
         error => error,
@@ -94,8 +94,12 @@ fn gather(
         }
     }
     drop(ids);
-    rescue(marker.reader(), session, &condemned, progress).map_err(|error| match error {
+    let lost = rescue(marker.reader(), session, &condemned, progress).map_err(|error| match error {
         OpError::Repo(error) if error.is_damage() => is_gone(()),
         error => error,
-    })
+    })?;
+    match lost.is_empty() {
+        true => Ok(()),
+        false => Err(is_gone(())),
+    }
 }

@@ -57,6 +57,8 @@ pub struct Condemnation {
     pub packs: Vec<CondemnedPack>,
     /// Chunks that no copy is left of; only where the kind is quarantine.
     pub lost: Vec<ChunkId>,
+    /// An admin accepts that these are lost: nothing is kept for them any more.
+    pub is_accepted: bool,
 }
 
 impl Condemnation {
@@ -68,6 +70,7 @@ impl Condemnation {
     pub fn encode(&self, keys: &KeyRing, signer: &Signer, object_id: [u8; 16]) -> Result<Vec<u8>, FormatError> {
         signed::check_writer_tag(&self.session, &self.kid)?;
         check_lost(self.kind, !self.lost.is_empty())?;
+        check_accepted(self.is_accepted, !self.lost.is_empty())?;
         let mut packs = self.packs.clone();
         packs.sort_unstable();
         check_order(&packs)?;
@@ -88,6 +91,9 @@ impl Condemnation {
         ];
         if !lost.is_empty() {
             fields.push((7, Value::Uint(first_lost)));
+        }
+        if self.is_accepted {
+            fields.push((8, Value::Uint(1)));
         }
         let sections: Vec<&[u8]> = sections.iter().map(Vec::as_slice).collect();
         let name = ObjectName::Condemnation(self.session);
@@ -114,7 +120,13 @@ impl Condemnation {
     ) -> Result<Condemnation, FormatError> {
         let name = ObjectName::Condemnation(*session);
         let Unsealed { mut map, sections, .. } = CONDEMNATION.decode(bytes, &name, keys)?;
-        map.verify_even_if_revoked(verifier, role::MAINTAIN, &name)?;
+        let is_accepted = match map.fields.uint_or(8, 0, "acceptance of a loss")? {
+            0 => false,
+            1 => true,
+            _ => return Ok(malformed("acceptance of a loss")?),
+        };
+        let needed = if is_accepted { role::ADMIN } else { role::MAINTAIN };
+        map.verify_even_if_revoked(verifier, needed, &name)?;
         signed::check_writer_tag(session, &map.kid)?;
         signed::check_session(&mut map.fields, session)?;
         if map.fields.byte_array(14, "digest")? != digest(&sections) {
@@ -132,6 +144,7 @@ impl Condemnation {
             .map(|value| value.into_uint("first section of lost chunks"))
             .transpose()?;
         check_lost(kind, first_lost.is_some())?;
+        check_accepted(is_accepted, first_lost.is_some())?;
         let (pack_sections, lost_sections) = split(&sections, first_lost)?;
 
         let mut packs = Vec::new();
@@ -159,6 +172,7 @@ impl Condemnation {
             reason,
             packs,
             lost,
+            is_accepted,
         })
     }
 }
@@ -232,6 +246,14 @@ fn check_lost(kind: CondemnKind, any: bool) -> Result<(), Malformed> {
     }
 }
 
+fn check_accepted(is_accepted: bool, any_lost: bool) -> Result<(), Malformed> {
+    if is_accepted && !any_lost {
+        malformed("acceptance of no loss")
+    } else {
+        Ok(())
+    }
+}
+
 /// H over the sections after section 0, each preceded by its length.
 fn digest(sections: &[Vec<u8>]) -> [u8; 32] {
     let mut all = Vec::with_capacity(sections.iter().map(|section| section.len() + 8).sum());
@@ -277,6 +299,7 @@ mod tests {
             reason: "prune".into(),
             packs: (0..packs).map(pack).collect(),
             lost: (0..lost).map(|byte| ChunkId([byte; 32])).collect(),
+            is_accepted: false,
         }
     }
 
@@ -316,6 +339,28 @@ mod tests {
         });
         assert!(Condemnation::decode(&bytes, &SID, &keys, &revoked(role::MAINTAIN)).is_ok());
         assert!(Condemnation::decode(&bytes, &SID, &keys, &revoked(role::WRITE)).is_err());
+    }
+
+    #[test]
+    fn a_loss_is_accepted_by_an_admin_only() {
+        let accepted = Condemnation {
+            is_accepted: true,
+            ..condemnation(0, 3)
+        };
+        let bytes = accepted.encode(&keys(), &signer(), OBJECT_ID).unwrap();
+        let read = |roles| Condemnation::decode(&bytes, &SID, &keys(), &verifier(roles));
+        assert_eq!(read(role::ADMIN), Ok(accepted.clone()));
+        assert!(read(role::MAINTAIN).is_err());
+        let of_nothing = Condemnation {
+            is_accepted: true,
+            ..condemnation(1, 0)
+        };
+        assert!(of_nothing.encode(&keys(), &signer(), OBJECT_ID).is_err());
+        let name = ObjectName::Condemnation(SID);
+        for value in [Value::Uint(2), Value::Null] {
+            let bytes = reseal(CONDEMNATION, &bytes, &name, vec![(8, Some(value))]);
+            assert!(Condemnation::decode(&bytes, &SID, &keys(), &verifier(role::ADMIN)).is_err());
+        }
     }
 
     #[test]

@@ -42,6 +42,9 @@ impl PackState {
     }
 }
 
+/// Under which name the accepted losses are remembered.
+const ACCEPTED: &str = "accepted-losses";
+
 /// `run.state` of a run that this machine wrote and whose session has not ended.
 const LISTED: i64 = 0x4c49_5354;
 /// `run.state` of a run whose import in parts has begun: its packs do not count yet, but they are not tidied away either.
@@ -596,6 +599,67 @@ impl LocalIndex {
         Ok(())
     }
 
+    /// Returns the chunks that are declared lost, ascending: those that have been stored again since are not among them.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn lost_chunks(&self) -> Result<Vec<ChunkId>, IndexError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT id FROM lost ORDER BY id")?;
+            let ids = statement
+                .query_map([], |row| row.get(0).map(ChunkId))?
+                .collect::<Result<_, _>>()?;
+            Ok(ids)
+        })
+    }
+
+    /// Forgets that chunks are lost which have been stored again since.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn forget_healed(&self) -> Result<(), IndexError> {
+        if !self.has_lost() {
+            return Ok(());
+        }
+        let mut healed = Vec::new();
+        for id in self.lost_chunks()? {
+            if self.is_stored(&id)? {
+                healed.push(id);
+            }
+        }
+        if !healed.is_empty() {
+            self.write(|connection| {
+                let mut heal = connection.prepare_cached("DELETE FROM lost WHERE id = ?1")?;
+                for id in &healed {
+                    heal.execute([id.as_bytes()])?;
+                }
+                Ok(())
+            })?;
+        }
+        self.look_for_lost()
+    }
+
+    /// Takes note that an admin accepts the loss of these chunks.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn accept_losses(&self, ids: &[ChunkId]) -> Result<(), IndexError> {
+        let mut all = self.accepted_losses()?;
+        all.extend(ids);
+        let bytes: Vec<u8> = all.iter().flat_map(|id| id.0).collect();
+        self.remember(ACCEPTED, &bytes)
+    }
+
+    /// Returns the chunks whose loss an admin has accepted.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn accepted_losses(&self) -> Result<HashSet<ChunkId>, IndexError> {
+        let bytes = self.recall(ACCEPTED)?.unwrap_or_default();
+        let (ids, _) = bytes.as_chunks::<32>();
+        Ok(ids.iter().map(|id| ChunkId(*id)).collect())
+    }
+
     /// Whether a chunk was declared lost by a quarantine.
     ///
     /// # Errors
@@ -662,13 +726,13 @@ impl LocalIndex {
         self.incomplete.store(true, Ordering::Release);
     }
 
-    /// True if what a snapshot refers to may be where nobody finds it: in a pack that is absent, or that no run lists any
-    /// more. A backup then looks up what it would otherwise take over unseen.
+    /// True if what a snapshot refers to may be where nobody finds it: declared lost, in a pack that is absent, or in one that no run
+    /// lists any more. A backup then looks up what it would otherwise take over unseen.
     ///
     /// # Errors
     /// If the database fails.
     pub fn may_lack(&self) -> Result<bool, IndexError> {
-        Ok(self.incomplete.load(Ordering::Acquire) || self.has_absent()?)
+        Ok(self.incomplete.load(Ordering::Acquire) || self.has_lost() || self.has_absent()?)
     }
 
     /// Removes the rows of packs that are gone: reads every row, so once in a while only. Returns how many packs went.

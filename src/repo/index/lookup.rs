@@ -95,6 +95,23 @@ impl LocalIndex {
         })
     }
 
+    /// Whether there is a copy that may be referred to: a full one, or a delta and a full copy of its base.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn is_stored(&self, id: &ChunkId) -> Result<bool, IndexError> {
+        let Some(place) = self.find(id)? else {
+            return Ok(false);
+        };
+        if place.stored_as != StoredAs::Delta {
+            return Ok(true);
+        }
+        let Some(base) = self.base_of(id, &place.pack)? else {
+            return Ok(false);
+        };
+        Ok(self.find(&base)?.is_some_and(|full| full.stored_as != StoredAs::Delta))
+    }
+
     /// Returns every copy of a chunk that may be readable, full ones first and those in absent packs last; for when the first
     /// one turns out to be damaged.
     ///
