@@ -885,13 +885,24 @@ fn each_key_does_its_duty_and_no_more() {
 
 /// Every call of `run` fails once, and from then on. Whatever happens, the snapshots in `kept` are there and whole, and
 /// running it again, here and (after a crash) on a machine that knows nothing, comes to `done`.
-pub(crate) fn every_call_may_fail(
+fn every_call_may_fail(
     yard: &Yard,
     kept: &BTreeSet<SessionId>,
     run: &dyn Fn(Arc<dyn Store>, &Path) -> Result<(), OpError>,
     done: &dyn Fn(&MemoryStore, &str),
 ) {
-    let mut call = 0;
+    every_call_may_fail_from(0, yard, kept, run, done);
+}
+
+/// The same, of the calls from `first` on.
+pub(crate) fn every_call_may_fail_from(
+    first: u64,
+    yard: &Yard,
+    kept: &BTreeSet<SessionId>,
+    run: &dyn Fn(Arc<dyn Store>, &Path) -> Result<(), OpError>,
+    done: &dyn Fn(&MemoryStore, &str),
+) {
+    let mut call = first;
     loop {
         let mut open = false;
         for fault in Fault::at(call) {
@@ -925,8 +936,8 @@ pub(crate) fn every_call_may_fail(
             std::fs::remove_dir_all(&cache).unwrap();
         }
         if !open {
-            eprintln!("{call} calls");
-            assert!(call > 3);
+            eprintln!("{} calls", call - first);
+            assert!(call > first + 3);
             return;
         }
         call += 1;
