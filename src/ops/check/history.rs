@@ -264,10 +264,11 @@ pub(super) fn check_runs(repo: &Repo, report: &mut Report) -> Result<(), OpError
     for name in &valid.missing {
         report.damage(name, "an index run that a snapshot relies on is missing");
     }
-    // Those that others have absorbed as well: somebody who does not know that yet may still read them.
-    let all = valid.tops.iter().chain(&valid.absorbed);
     let is_told: HashSet<&String> = sync.broken.iter().map(|(name, _)| name).collect();
-    let not_read = all.filter(|run| !sync.read.contains(&run.name()) && !is_told.contains(&run.name()));
+    let not_read = valid
+        .tops
+        .iter()
+        .filter(|run| !sync.read.contains(&run.name()) && !is_told.contains(&run.name()));
     let not_read: Vec<&ListedRun> = not_read.collect();
     let opened = side_by_side(&not_read, RUNS_AT_ONCE, |run| read_through(repo, run, &valid));
     for (run, opened) in not_read.iter().zip(opened) {
