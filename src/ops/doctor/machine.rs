@@ -187,7 +187,7 @@ mod tests {
             (0o640, Level::Problem),
         ] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
-            assert_eq!(secrets(&[path.clone()])[0].level, level, "{mode:o}");
+            assert_eq!(secrets(std::slice::from_ref(&path))[0].level, level, "{mode:o}");
         }
         assert_eq!(secrets(&[dir.path().join("gone")])[0].level, Level::Unknown);
     }
