@@ -6,22 +6,28 @@ use crate::prune::{Yard, back_up, every_call_may_fail_from, other_source, prune_
 use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Part, Store, StoreKey};
+use larder::ops::holders::{self, Duty};
 use larder::ops::{Progress, check, prune};
 use larder::pure::base::Timestamp;
+use larder::pure::crypto::{Secret, hash};
 use larder::pure::format::mark::Hold;
 use larder::pure::format::name::ObjectName;
-use larder::pure::id::{ChunkId, SessionId};
+use larder::pure::format::outcome::{Outcome, OutcomeKind, RunDescriptor};
+use larder::pure::format::run::part::{self, PartContent, PartIdentity};
+use larder::pure::format::session::SessionRole;
+use larder::pure::id::{ChunkId, ObjectHash, SessionId};
 use larder::repo::Repo;
-use larder::repo::index::ChunkPlace;
+use larder::repo::index::{ChunkPlace, PackState};
 use larder::repo::locate::{IndexLocator, Locate, RunLocator};
-use larder::repo::open::create_new;
+use larder::repo::open::{Credential, create_new};
 use larder::repo::runs::ListedRun;
+use larder::repo::session::Session;
 use larder::testing::fault_store::FaultStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn runs(repo: &Repo) -> (Vec<ListedRun>, Vec<ListedRun>) {
     let valid = repo.valid_runs().unwrap();
@@ -397,5 +403,128 @@ fn backup_at_any_moment_of_tidying_is_whole() {
         assert!(yard.assert_restores(&store, &when, &also).contains(&new), "{when}");
         std::fs::remove_dir_all(&cache).unwrap();
         std::fs::remove_dir_all(&other_cache).unwrap();
+    }
+}
+
+/// A maintainer has read the runs while the packs that it describes were there, slept while they were condemned and deleted, and publishes its
+/// run at the moment at which another one looks who is running: what its run describes stays condemned.
+#[test]
+fn a_run_that_comes_late_keeps_the_condemnation_of_its_packs() {
+    let yard = Yard::with_nights();
+    yard.store.set_time(Timestamp(30_000 * DAY));
+    let key = Credential::KeyFile(Secret::new([9; 32]));
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &admin()).unwrap();
+    holders::add(&repo, "late", Duty::Maintainer, &key).unwrap();
+    drop(repo);
+    yard.forget(1);
+    assert!(yard.prune().deleted.packs > 0);
+
+    let late = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &key).unwrap();
+    late.sync_history().unwrap();
+    let session = Session::begin(&late, None, SessionRole::Compact, 1, Instant::now()).unwrap();
+    let [generation] = session.acknowledged()[..] else {
+        panic!("{:?}", session.acknowledged())
+    };
+    let gone = late.index.condemned_by(&generation).unwrap();
+    let describes_it = |run: &ListedRun| {
+        let (_, content) = late.fetch_run(run).unwrap();
+        content
+            .packs
+            .iter()
+            .any(|pack| gone.contains(&pack.pack))
+            .then_some((run.name(), content))
+    };
+    let listed = late.list_runs().unwrap();
+    let (input, content) = listed
+        .iter()
+        .filter(|run| run.level == 0)
+        .find_map(describes_it)
+        .unwrap();
+    let identity = PartIdentity {
+        kid: late.kid,
+        created: host::now(),
+        level: 1,
+        session: session.id(),
+        number: 0,
+    };
+    let contents = [
+        PartContent::Slots {
+            first: 0,
+            slots: content.slots,
+        },
+        PartContent::Packs {
+            first: 0,
+            packs: content.packs,
+        },
+        PartContent::Chunks {
+            chunks: content.chunks,
+            deltas: content.deltas,
+        },
+    ];
+    let parts = contents.map(|content| {
+        let (suffix, bytes) = part::encode(&content, &identity, &late.keys, &late.signer, host::random()).unwrap();
+        let written = (suffix.clone(), bytes.len() as u64, ObjectHash(hash(&bytes)));
+        let name = ObjectName::RunPart(1, session.id(), suffix);
+        create_new(&*late.store, &name, bytes, "a part").unwrap();
+        written
+    });
+    let outcome = Outcome {
+        kid: late.kid,
+        created: host::now(),
+        kind: OutcomeKind::Maintenance,
+        session: session.id(),
+        accepted: Vec::new(),
+        run: Some(RunDescriptor {
+            level: 1,
+            parts: parts.to_vec(),
+            inputs: vec![input],
+            dropped_packs: Vec::new(),
+        }),
+        manifest: None,
+        sequence: 0,
+        previous: None,
+        acked: vec![generation],
+        pins: Vec::new(),
+        source: None,
+        flags: 0,
+        chain_floors: Vec::new(),
+    };
+    let sealed = outcome.encode(None, &late.keys, &late.signer, host::random()).unwrap();
+    let name = ObjectName::Outcome(session.id());
+    // It sleeps: nobody ends it.
+    std::mem::forget(session);
+
+    yard.store.set_time(Timestamp(30_001 * DAY + DAY / 2));
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store.clone(), None));
+    prune(counted.clone(), &cache).unwrap();
+    assert_eq!(
+        crate::prune::keys(&store, "gc/").len(),
+        1,
+        "it waits for who is running"
+    );
+    let looks = counted.log().iter().rposition(|call| call == "listing sess/").unwrap() as u64;
+    for call in 0..=looks {
+        let (store, cache) = yard.fork();
+        let visit = {
+            let (store, name, sealed) = (store.clone(), name.clone(), sealed.clone());
+            move || create_new(&store, &name, sealed, "an outcome").unwrap()
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let when = format!("published at call {call}");
+        prune(shared, &cache).unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        let repo = try_open(Arc::new(store.clone()), &yard.fresh(), &admin()).unwrap();
+        repo.sync_history().unwrap();
+        repo.sync_condemned().unwrap();
+        repo.sync_index().unwrap();
+        // What a new machine would refer to.
+        let mut trusted = Vec::new();
+        repo.index
+            .packs(&mut |info| trusted.extend((info.state == PackState::Live).then_some(info.pack)))
+            .unwrap();
+        assert!(
+            !trusted.iter().any(|pack| gone.contains(pack)),
+            "{when}: a pack that was deleted is trusted"
+        );
     }
 }

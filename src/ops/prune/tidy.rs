@@ -48,7 +48,6 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), 
     if work.options.dry_run {
         return Ok(());
     }
-    repo.sync_outcomes(&mut HistoryState::default())?;
     let received = repo.received()?;
     let Some(now) = received.values().max().copied() else {
         return Ok(());
@@ -148,6 +147,8 @@ fn retire(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), OpError>
     {
         return Ok(());
     }
+    // After the sessions: what one of those has published that are seen to have ended counts.
+    repo.sync_outcomes(&mut HistoryState::default())?;
     sync_index(repo)?;
     let described = described(repo, &repo.valid_runs()?)?;
     let mut retired = Vec::new();
