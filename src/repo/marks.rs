@@ -6,7 +6,7 @@ use super::error::{RepoError, object_error, store_error};
 use super::open::{Repo, create_new, list_names, read_whole, store_key};
 use super::snapshots::Broken;
 use crate::edge::host;
-use crate::edge::store::{Created, Failure};
+use crate::edge::store::Created;
 use crate::pure::base::Timestamp;
 use crate::pure::format::mark::{Drop, DropKind, Hold};
 use crate::pure::format::name::ObjectName;
@@ -130,10 +130,8 @@ impl Repo {
         for ((session, name), read) in named.into_iter().zip(read) {
             let (until, reason) = match read {
                 Ok(hold) => (hold.until, hold.reason),
-                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => continue,
-                Err(RepoError::Store { source, .. }) if source.class == Failure::Denied => {
-                    (None, "this key may not read why".to_owned())
-                }
+                Err(error) if error.is_absence() => continue,
+                Err(error) if error.is_denied() => (None, "this key may not read why".to_owned()),
                 Err(error) if error.is_damage() || matches!(error, RepoError::Object { .. }) => {
                     broken.push((ObjectName::Hold(session, name).to_string(), error));
                     continue;
@@ -168,7 +166,7 @@ impl Repo {
                     let pins = open.state.pins.into_iter().filter(|_| !is_dead(seen));
                     pinned.extend(pins.map(|pin| (pin, session)));
                 }
-                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {}
+                Err(error) if error.is_absence() => {}
                 Err(error) if error.is_damage() || matches!(error, RepoError::Object { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -5,7 +5,7 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::{LocalIndex, NodeCache};
 use super::standing::{Standing, state_name};
 use crate::edge::host;
-use crate::edge::store::{Created, Failure, Listed, Part, Prefix, Store, StoreKey};
+use crate::edge::store::{Created, Listed, Part, Prefix, Store, StoreKey};
 use crate::pure::base::memory::IndexShare;
 use crate::pure::base::with_causes;
 use crate::pure::crypto::kdf::{self, Cost};
@@ -572,7 +572,7 @@ impl Locked {
                     bytes.into()
                 }
                 Ok(_) => return Ok(Err("is not the one that the next one follows".into())),
-                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {
+                Err(error) if error.is_absence() => {
                     return Ok(Err("is not there any more".into()));
                 }
                 Err(error) => return Err(error),

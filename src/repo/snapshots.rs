@@ -6,7 +6,6 @@ use super::error::{RepoError, object_error};
 use super::index::{KnownOutcome, Mark};
 use super::open::{Repo, list_names, read_whole};
 use crate::edge::host;
-use crate::edge::store::Failure;
 use crate::pure::base::Timestamp;
 use crate::pure::crypto::Domain;
 use crate::pure::crypto::sign::BadSignature;
@@ -315,7 +314,7 @@ impl Repo {
         {
             match fetched {
                 Ok((stored, bytes)) => self.keep_outcome(&stored, &bytes)?,
-                Err(error) if is_absent(&error) => absent.push((*session, error)),
+                Err(error) if error.is_absence() => absent.push((*session, error)),
                 // The signed configuration says that it does not count, so nothing depends on it.
                 Err(RepoError::Object {
                     source: FormatError::Signature(BadSignature::Revoked(kid)),
@@ -644,7 +643,7 @@ impl Repo {
                 None => {
                     let bytes = match read_whole(&*self.store, &name, "the mark of a forgotten snapshot") {
                         Ok(bytes) => bytes,
-                        Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => continue,
+                        Err(error) if error.is_absence() => continue,
                         Err(error) => return Err(error),
                     };
                     match Drop::decode(&bytes, &session, &self.keys, &self.verifier) {
@@ -695,9 +694,9 @@ impl Repo {
                         held.insert(*session);
                     }
                 }
-                Err(RepoError::Store { source, .. }) if source.class == Failure::NotFound => {}
+                Err(error) if error.is_absence() => {}
                 // Who may not read it cannot know better, and errs on the side of keeping.
-                Err(RepoError::Store { source, .. }) if source.class == Failure::Denied => {
+                Err(error) if error.is_denied() => {
                     held.insert(*session);
                 }
                 Err(error @ RepoError::Object { .. }) => state.broken.push((name.to_string(), error)),
@@ -895,7 +894,7 @@ impl Repo {
     fn snapshot_noting(&self, session: &SessionId, broken: &mut Broken) -> Result<Option<Snapshot>, RepoError> {
         match self.snapshot(session) {
             Ok(snapshot) => Ok(Some(snapshot)),
-            Err(error) if concerns_one_object(&error) || is_absent(&error) => {
+            Err(error) if concerns_one_object(&error) || error.is_absence() => {
                 broken.push((format!("snap/{session}"), error));
                 Ok(None)
             }
@@ -1035,10 +1034,6 @@ fn is_told(received: &Timestamp) -> bool {
 fn is_named(session: &SessionId, text: &str) -> bool {
     let id = session.to_string();
     id.starts_with(text) || id[8..].starts_with(text)
-}
-
-fn is_absent(error: &RepoError) -> bool {
-    matches!(error, RepoError::Store { source, .. } if source.class == Failure::NotFound)
 }
 
 /// Whether an error says that one object is of no use, as opposed to a store that cannot be reached. Damage, and what this

@@ -75,7 +75,7 @@ impl Repo {
                 names.insert(name);
                 continue;
             }
-            match self.take_in_parts(run, &name, &valid) {
+            match self.take_in_parts(run, &name, &valid, &known) {
                 Ok(is_read) => {
                     sync.imported += 1;
                     if is_read {
@@ -167,12 +167,18 @@ impl Repo {
 
     /// Takes in a run of level 1 or above: by its name alone if everything that it was made of has been taken in before. Returns
     /// whether it was read.
-    fn take_in_parts(&self, run: &ListedRun, name: &str, valid: &ValidRuns) -> Result<bool, RepoError> {
+    fn take_in_parts(
+        &self,
+        run: &ListedRun,
+        name: &str,
+        valid: &ValidRuns,
+        known: &HashSet<String>,
+    ) -> Result<bool, RepoError> {
         if let Some(descriptor) = valid.descriptors.get(name) {
             let (_, dropped) = valid.absorbed_by(name);
             let dropped: Vec<PackId> = dropped.into_iter().collect();
             let kid = self.signer_of(&run.session)?;
-            let inputs = known_inputs(&descriptor.inputs, valid, &self.index.known_runs()?);
+            let inputs = known_inputs(&descriptor.inputs, valid, known);
             if let Some(inputs) = inputs
                 && self
                     .index

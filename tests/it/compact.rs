@@ -324,6 +324,7 @@ fn what_a_damaged_run_was_made_of_stays() {
         report.notes.iter().any(|note| note.contains("is damaged")),
         "{report:?}"
     );
+    assert_eq!(report.damaged_runs.len(), 1, "{report:?}");
     assert_eq!(count(&yard, "idx/0-"), 3);
 }
 

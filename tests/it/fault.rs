@@ -333,6 +333,18 @@ impl Scene {
     }
 }
 
+/// Errors that no trouble of the store or of others may lead to: a defect of ours, damage, tampering.
+pub fn is_false_alarm(error: &OpError) -> bool {
+    matches!(error.kind(), Kind::Internal | Kind::Damage | Kind::Tamper)
+}
+
+/// What failed because of the store says so.
+pub fn assert_no_false_alarm<T>(result: &Result<T, OpError>, when: &str) {
+    if let Err(error) = result {
+        assert!(!is_false_alarm(error), "{when}: {}", check::chain(error));
+    }
+}
+
 /// What the failed run says is an error of the store, not a defect, and not "nothing wrong" for a snapshot that is not
 /// there.
 fn assert_honest(result: &Result<backup::Report, OpError>, second_nights: usize, when: &str) {
@@ -341,14 +353,7 @@ fn assert_honest(result: &Result<backup::Report, OpError>, second_nights: usize,
             report.snapshot.is_some() && second_nights == 1,
             "{when}: success without a snapshot"
         ),
-        Err(error) => {
-            let kind = error.kind();
-            assert!(
-                !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                "{when}: {}",
-                check::chain(error)
-            );
-        }
+        Err(_) => assert_no_false_alarm(result, when),
     }
 }
 
@@ -465,14 +470,7 @@ fn crash_during_recovery_is_only_one_more_crash() {
                 };
                 cases += 1;
                 let when = format!("{fault:?} then {second:?} ({})", log[call as usize]);
-                if let Err(error) = &result {
-                    let kind = error.kind();
-                    assert!(
-                        !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                        "{when}: {}",
-                        check::chain(error)
-                    );
-                }
+                assert_no_false_alarm(&result, &when);
                 scene.assert_next_run_works(&store, &cache, &when);
                 assert!((1..=3).contains(&scene.assert_sound(&store, &when)), "{when}");
                 assert_no_open_sessions(&scene, &store, &when);

@@ -1,7 +1,7 @@
 //! Key holders and what each of them can do: put-only writers behind a store that lets them do no more than their policy says
 //! (format-spec chapters 3.2 and 3.4; design §12.4).
 
-use crate::fault::{admin, copy_dir, try_open};
+use crate::fault::{admin, assert_no_false_alarm, copy_dir, try_open};
 use crate::prune::{Tree, Yard, prune_options};
 use crate::story::{noise, options, restore_options, tree};
 use bytes::Bytes;
@@ -532,14 +532,7 @@ fn a_put_only_night_that_dies_loses_nothing_and_the_next_one_goes_on() {
             }
             any = true;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                let kind = error.kind();
-                assert!(
-                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             let next = house.night(house.seen(&store), &local);
             let next = next.unwrap_or_else(|error| panic!("{when}, again: {}", check::chain(&error)));
             let mut kept = BTreeMap::from([(before, made.clone()), (next.snapshot.unwrap(), changed.clone())]);

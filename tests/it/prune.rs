@@ -1,6 +1,6 @@
 //! Giving space back (format-spec chapter 16.3): what no snapshot needs goes, whatever else goes on at the time, and nothing else does.
 
-use crate::fault::{admin, copy_dir, scratch, try_open, writer};
+use crate::fault::{admin, assert_no_false_alarm, copy_dir, scratch, try_open, writer};
 use crate::story::{noise, options, restore_options, tree};
 use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
@@ -390,14 +390,7 @@ fn prune_that_dies_anywhere_loses_nothing_and_can_be_repeated() {
             }
             cases += 1;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                let kind = error.kind();
-                assert!(
-                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             assert_eq!(yard.assert_sound(&store, &when), yard.ids([2]), "{when}");
             // The same machine, or one that knows nothing. A dead session of another machine is waited for.
             let other = store.fork();
@@ -915,14 +908,7 @@ pub(crate) fn every_call_may_fail_from(
             }
             open = true;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                let kind = error.kind();
-                assert!(
-                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             assert!(yard.assert_sound(&store, &when).is_superset(kept), "{when}");
             let mut machines = vec![cache.clone()];
             machines.extend(fault.lasting.then(|| yard.fresh()));

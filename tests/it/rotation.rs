@@ -1,7 +1,7 @@
 //! Keys that are taken back, and secrets that are drawn anew (format-spec chapters 3.6 and 10.1.3): what is written before and after is
 //! one repository, whoever dies or interferes on the way.
 
-use crate::fault::{admin, try_open, writer};
+use crate::fault::{admin, assert_no_false_alarm, try_open, writer};
 use crate::prune::{Yard, back_up, keys, other_source, prune_options};
 use crate::story::{noise, tree};
 use larder::edge::host;
@@ -255,14 +255,7 @@ fn every_call_may_fail(
             }
             any = true;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                let kind = error.kind();
-                assert!(
-                    !matches!(kind, Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             // Every way leaves one of two states, so each is looked at closely once: here, and when it has been run again.
             if fault.lasting && fault.after_effect {
                 assert_all_work(yard, &store.fork(), holders, &format!("{when}, at once"));

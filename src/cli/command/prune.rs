@@ -46,6 +46,13 @@ pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
 
 /// What was to be rewritten and could not be read is damage, whatever else went well.
 fn verdict(report: &Report) -> Result<(), Failure> {
+    if let Some(runs) = report.damaged_runs.first() {
+        return Err(Failure::new(
+            Kind::Damage,
+            format!("uniting the index: {runs} cannot be used, and nothing was taken away for it"),
+        )
+        .with_hint("`larder repo check` says what is damaged, `larder repo repair index` writes it anew"));
+    }
     match report.damaged.first() {
         None => Ok(()),
         Some(pack) => Err(Failure::new(
@@ -83,7 +90,8 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
         "deletable_at": report.deletable_at.map(rfc3339),
         "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), "lost": report.lost,
+        "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "damaged_runs": report.damaged_runs, "lost": report.lost,
         "kept_damaged": packs_json(report.kept_damaged), "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })

@@ -1,6 +1,6 @@
 //! `repo repair index`, `packs` and `snapshots`.
 
-use super::repo::{report_json, tell_damage, verdict};
+use super::repo::{SHOWN_MAX, report_json, tell_damage, verdict};
 use crate::cli::args::{RepairCommand, RepairPacksArgs};
 use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
@@ -14,9 +14,6 @@ use crate::pure::format::name::ObjectName;
 use crate::pure::id::{PackId, SessionId};
 use serde_json::{Value, json};
 use std::time::Instant;
-
-/// Objects that are named; JSON has all.
-const SHOWN_MAX: usize = 100;
 
 pub fn run(context: &Context, command: &RepairCommand) -> Result<(), Failure> {
     match command {

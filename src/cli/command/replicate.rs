@@ -1,5 +1,6 @@
 //! `repo replicate` and `repo promote`.
 
+use super::repo::{SHOWN_MAX, findings_json, tell_findings};
 use crate::cli::args::ReplicateArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
@@ -14,9 +15,6 @@ use crate::pure::base::{Kind, Timestamp};
 use crate::repo::open;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// Findings that are shown; JSON has more.
-const SHOWN_MAX: usize = 100;
 
 pub fn run(context: &Context, args: &ReplicateArgs) -> Result<(), Failure> {
     let started = Instant::now();
@@ -86,11 +84,7 @@ fn report_json(
     now: Timestamp,
     started: Instant,
 ) -> Value {
-    let findings: Vec<Value> = report
-        .findings
-        .iter()
-        .map(|finding| json!({"object": finding.object, "what": finding.what, "tamper": finding.tamper}))
-        .collect();
+    let findings = findings_json(&report.findings);
     let removed = removed.map(|removed| {
         json!({
             "packs": removed.packs, "bytes": removed.bytes, "holds": removed.holds, "keys": removed.keys,
@@ -120,18 +114,7 @@ fn tell(
     started: Instant,
 ) -> Result<(), Failure> {
     let output = &context.output;
-    for finding in report.findings.iter().take(SHOWN_MAX) {
-        let word = if finding.tamper { "TAMPERING" } else { "DAMAGE" };
-        output.line(format!(
-            "{word}  {}: {}",
-            printable(finding.object.as_bytes()),
-            printable(finding.what.as_bytes())
-        ))?;
-    }
-    let more = report.findings_total.saturating_sub(SHOWN_MAX as u64);
-    if more > 0 {
-        output.line(format!("… and {more} more; --json has the first thousand"))?;
-    }
+    tell_findings(context, &report.findings, report.findings_total, "thousand")?;
     for lost in report.lost_at_source.iter().take(SHOWN_MAX) {
         output.line(format!(
             "LOST  snap/{lost}: the replica has it, and the source does not any more"

@@ -8,7 +8,7 @@ use crate::cli::env;
 use crate::cli::error::{Doing, Failure};
 use crate::cli::names::{local_time, parse_size, rfc3339, took};
 use crate::cli::output::{count, printable, put_path};
-use crate::ops::check::{self, Options, Report, Subset};
+use crate::ops::check::{self, Finding, Options, Report, Subset};
 use crate::pure::base::size::format_bytes;
 use crate::pure::base::{Kind, Timestamp};
 use crate::pure::crypto::kdf::Cost;
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Findings that are shown; JSON has more.
-const SHOWN_MAX: usize = 100;
+pub(super) const SHOWN_MAX: usize = 100;
 
 pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
     let store = context.store()?;
@@ -318,11 +318,7 @@ pub(super) fn report_json(report: &Report, started: Instant) -> Value {
             Value::Object(object)
         })
         .collect();
-    let findings: Vec<Value> = report
-        .findings
-        .iter()
-        .map(|finding| json!({"object": finding.object, "what": finding.what, "tamper": finding.tamper}))
-        .collect();
+    let findings = findings_json(&report.findings);
     json!({
         "type": "check", "version": 1, "sound": report.is_sound(), "snapshots": report.snapshots,
         "trees_read": report.trees_read, "packs": report.packs, "packs_read": report.packs_read, "bytes_read": report.bytes_read,
@@ -380,10 +376,15 @@ fn tell(context: &Context, report: &Report, reads_data: bool, started: Instant) 
     Ok(())
 }
 
-/// Says what is wrong, and which files it hits.
-pub(super) fn tell_damage(context: &Context, report: &Report) -> Result<(), Failure> {
+pub(super) fn findings_json(findings: &[Finding]) -> Vec<Value> {
+    let row = |finding: &Finding| json!({"object": finding.object, "what": finding.what, "tamper": finding.tamper});
+    findings.iter().map(row).collect()
+}
+
+/// Says what is wrong: the first of `total` findings, of which the JSON form has the first `kept`, in words.
+pub(super) fn tell_findings(context: &Context, findings: &[Finding], total: u64, kept: &str) -> Result<(), Failure> {
     let output = &context.output;
-    for finding in report.findings.iter().take(SHOWN_MAX) {
+    for finding in findings.iter().take(SHOWN_MAX) {
         let word = if finding.tamper { "TAMPERING" } else { "DAMAGE" };
         output.line(format!(
             "{word}  {}: {}",
@@ -391,10 +392,17 @@ pub(super) fn tell_damage(context: &Context, report: &Report) -> Result<(), Fail
             printable(finding.what.as_bytes())
         ))?;
     }
-    let more = report.findings_total.saturating_sub(SHOWN_MAX as u64);
+    let more = total.saturating_sub(SHOWN_MAX as u64);
     if more > 0 {
-        output.line(format!("… and {more} more; --json has the first ten thousand"))?;
+        output.line(format!("… and {more} more; --json has the first {kept}"))?;
     }
+    Ok(())
+}
+
+/// Says what is wrong, and which files it hits.
+pub(super) fn tell_damage(context: &Context, report: &Report) -> Result<(), Failure> {
+    let output = &context.output;
+    tell_findings(context, &report.findings, report.findings_total, "ten thousand")?;
     if report.damaged_files_total > 0 {
         output.line(format!(
             "{} cannot be restored whole:",

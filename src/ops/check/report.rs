@@ -9,7 +9,7 @@ const FINDINGS_MAX: usize = 10_000;
 const UNKNOWN_NAMES_MAX: usize = 1000;
 
 /// One thing that is wrong.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Object, chunk or path.
     pub object: String,

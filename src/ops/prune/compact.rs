@@ -23,6 +23,7 @@ use crate::repo::index::PackState;
 use crate::repo::open::{create_new, store_key};
 use crate::repo::runs::{ListedRun, ValidRuns};
 use crate::repo::session::{Maintained, Session};
+use crate::repo::snapshots::HistoryState;
 use crate::repo::{Repo, RepoError};
 use std::collections::HashSet;
 use std::time::Instant;
@@ -47,8 +48,9 @@ impl Default for Uniting {
 /// Unites runs if it is worth it, or says how many. `listed` are the packs that there are.
 pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), OpError> {
     let repo = work.repo;
-    let valid = repo.valid_runs()?;
-    let Some(chosen) = choose(work, &valid, listed)? else {
+    let described = describe(repo, listed)?;
+    let level_0_runs = work.options.uniting.level_0_runs;
+    let Some(chosen) = choose(&repo.valid_runs()?, &described, level_0_runs) else {
         return Ok(());
     };
     if work.options.dry_run {
@@ -56,10 +58,12 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), 
         return Ok(());
     }
     work.progress.set_current("uniting the index");
+    // For the number of the session's outcome, and for what is united.
+    repo.sync_outcomes(&mut HistoryState::default())?;
     let session = Session::begin(repo, None, SessionRole::Compact, work.options.uploads, Instant::now())?;
     // Listed again: this session is registered now, and has acknowledged what is condemned.
     let valid = repo.valid_runs()?;
-    let Some(chosen) = choose(work, &valid, listed)? else {
+    let Some(chosen) = choose(&valid, &described, level_0_runs) else {
         session.abandon();
         return Ok(());
     };
@@ -71,9 +75,9 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), 
         }
         Err(Trouble::Disagree(pack)) => {
             session.abandon();
-            work.report.notes.push(format!(
-                "the index was not united: two runs say different things of pack {pack}; look at it with: larder repo check"
-            ));
+            work.report
+                .damaged_runs
+                .push(format!("two index runs, which say different things of pack {pack},"));
             Ok(())
         }
         Err(Trouble::Disk(source)) => {
@@ -106,7 +110,7 @@ fn publish(mut session: Session<'_>, descriptor: RunDescriptor) -> Result<(), Op
     }
 }
 
-fn choose(work: &Work<'_, '_>, valid: &ValidRuns, listed: &[ListedPack]) -> Result<Option<Compaction>, OpError> {
+fn choose(valid: &ValidRuns, described: &Described, level_0_runs: usize) -> Option<Compaction> {
     let sizes: Vec<RunSize> = valid
         .tops
         .iter()
@@ -115,8 +119,7 @@ fn choose(work: &Work<'_, '_>, valid: &ValidRuns, listed: &[ListedPack]) -> Resu
             bytes: run.size(),
         })
         .collect();
-    let described = describe(work.repo, listed)?;
-    Ok(compact::choose(&sizes, &described, work.options.uniting.level_0_runs))
+    compact::choose(&sizes, described, level_0_runs)
 }
 
 /// Counts what the runs describe and what of it is gone, as far as the index and a listing tell. Nothing depends on it but whether the

@@ -122,7 +122,7 @@ impl Merger {
         for pack in &head.packs {
             let slots = head.slots.get(pack.slots.start as usize..pack.slots.end as usize);
             let slots = self.slot_list(slots.unwrap_or_default());
-            let pack = RunPack {
+            let mut pack = RunPack {
                 slots: 0..0,
                 ..pack.clone()
             };
@@ -130,6 +130,13 @@ impl Merger {
                 pack: pack.clone(),
                 slots: slots.clone(),
             });
+            // A repair does not know the checksum (format-spec chapter 8.2).
+            if known.pack.crc64nvme == 0 {
+                known.pack.crc64nvme = pack.crc64nvme;
+            }
+            if pack.crc64nvme == 0 {
+                pack.crc64nvme = known.pack.crc64nvme;
+            }
             if known.pack != pack || known.slots != slots {
                 return Err(Trouble::Disagree(pack.pack));
             }
@@ -568,6 +575,19 @@ mod tests {
         assert_eq!(merged.chunks, 0);
         assert_eq!(parts.len(), 2, "slots and packs, without any");
         assert_eq!(whole(parts), RunContent::default());
+    }
+
+    #[test]
+    fn a_checksum_that_is_not_known_is_no_disagreement() {
+        let with = |crc64nvme: u64| {
+            let mut run = run(&[1], vec![pack(3, 0..1)], vec![chunk(1, 0)]);
+            run.packs[0].crc64nvme = crc64nvme;
+            run
+        };
+        for runs in [[with(0), with(7)], [with(7), with(0)]] {
+            assert_eq!(whole(unite(&runs, &[]).unwrap().0).packs[0].crc64nvme, 7);
+        }
+        assert!(matches!(unite(&[with(6), with(7)], &[]), Err(Trouble::Disagree(_))));
     }
 
     #[test]

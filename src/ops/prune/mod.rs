@@ -104,6 +104,8 @@ pub struct Report {
     pub tidied: u64,
     /// Packs that were to be rewritten and cannot be read: they were left as they are.
     pub damaged: Vec<ObjectName>,
+    /// Index runs that cannot be read or do not fit together, in words: what they describe, and what they were made of, was left as it is.
+    pub damaged_runs: Vec<String>,
     pub notes: Vec<String>,
 }
 

@@ -95,10 +95,13 @@ fn remove_runs(work: &mut Work<'_, '_>, times: &Times) -> Result<(), OpError> {
         // Nothing is taken away before what takes its place was seen to open.
         match read_through(repo, run, &valid) {
             Ok(()) => doomed.extend(inputs.into_iter().flat_map(objects)),
-            Err(error) if error.is_damage() => work.report.notes.push(format!(
-                "{} is damaged, so what it was made of stays; look at it with: larder repo check",
-                run.name()
-            )),
+            Err(error) if error.is_damage() => {
+                work.report.notes.push(format!(
+                    "{} is damaged, so what it was made of stays; look at it with: larder repo check",
+                    run.name()
+                ));
+                work.report.damaged_runs.push(run.name());
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -227,7 +227,7 @@ fn require_one_line(
             source.location(),
             target.location()
         ))),
-        Err(RepoError::Store { source, .. }) if source.class == crate::edge::store::Failure::NotFound => Ok(()),
+        Err(error) if error.is_absence() => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

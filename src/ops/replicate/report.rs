@@ -1,6 +1,7 @@
 //! What came of replicating.
 
 use super::Outcomes;
+pub use crate::ops::check::Finding;
 use crate::pure::base::Timestamp;
 use crate::pure::id::SessionId;
 use std::collections::HashSet;
@@ -35,15 +36,6 @@ impl Behind {
         }
         behind
     }
-}
-
-/// Something that is not as it should be, at one of the places.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub object: String,
-    pub what: String,
-    /// Whether no accident explains it.
-    pub tamper: bool,
 }
 
 /// What was copied, and what was found.

@@ -1,7 +1,7 @@
 //! `repo repair index`: runs are missing or damaged.
 
 use super::{Harm, Ward, back_up, harm, keys};
-use crate::fault::{admin, try_open, writer};
+use crate::fault::{admin, assert_no_false_alarm, try_open, writer};
 use crate::story::{noise, tree};
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Store, StoreKey};
@@ -160,13 +160,7 @@ fn repair_of_the_index_may_stop_anywhere() {
             }
             cases += 1;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                assert!(
-                    !matches!(error.kind(), Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             if fault.lasting {
                 assert_eq!(ward.whole(&store, &when), [true; 3], "{when}");
             }

@@ -1,14 +1,13 @@
 //! `repo repair packs`: packs are missing or damaged.
 
 use super::{Harm, Ward, back_up, harm, keys};
-use crate::fault::{admin, try_open, writer};
+use crate::fault::{admin, assert_no_false_alarm, try_open, writer};
 use crate::story::{noise, tree};
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Store, StoreKey};
 use larder::ops::repair::packs::{self, Options, Report};
 use larder::ops::repair::{self, Bad};
 use larder::ops::{OpError, Progress, check, prune};
-use larder::pure::base::{Explain, Kind};
 use larder::testing::fault_store::{Fault, FaultStore};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -251,13 +250,7 @@ fn repair_of_packs_may_stop_anywhere() {
             }
             cases += 1;
             let when = format!("{fault:?} ({})", faulty.log()[call as usize]);
-            if let Err(error) = &result {
-                assert!(
-                    !matches!(error.kind(), Kind::Internal | Kind::Damage | Kind::Tamper),
-                    "{when}: {}",
-                    check::chain(error)
-                );
-            }
+            assert_no_false_alarm(&result, &when);
             assert_eq!(ward.restorable(&store, &when), before, "{when}");
             let (_, report) = repaired(&store, &cache, &when);
             assert!(report.after.damaged_files_total > 0, "{when}");

@@ -5,7 +5,8 @@
 //! CI tries every call of every command, each in one of the four ways in which it can fail; `scripts/nightly crashes` tries all four
 //! (`LARDER_CRASHES=all`), and every second point too.
 
-use super::yard::{Yard, is_wrong};
+use super::yard::Yard;
+use crate::fault::is_false_alarm;
 use larder::edge::host;
 use larder::edge::store::{Store, memory::MemoryStore};
 use larder::ops::holders::{self, Duty};
@@ -215,7 +216,7 @@ fn meet(
     }
     let when = format!("{}: {fault:?} ({})", work.name, faulty.log()[fault.call as usize]);
     if let Err(error) = &result {
-        assert!(!is_wrong(error), "{when}: {}", check::chain(error));
+        assert!(!is_false_alarm(error), "{when}: {}", check::chain(error));
     }
     assert_kept(yard, work, &store, &when);
     Some((store, cache, when))

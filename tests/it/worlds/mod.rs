@@ -9,6 +9,7 @@ mod crashes;
 mod sea;
 mod yard;
 
+use crate::fault::is_false_alarm;
 use larder::edge::host;
 use larder::edge::store::Store;
 use larder::ops::holders::{self, Duty};
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use yard::{FOLDERS, MACHINES, Yard, is_admin, is_wrong};
+use yard::{FOLDERS, MACHINES, Yard, is_admin};
 
 /// Worlds that CI tries …
 const FEW: u64 = 60;
@@ -262,7 +263,7 @@ fn live(yard: &Yard, seed: u64, counts: &Counts) {
                             _ => false,
                         };
                         assert!(
-                            is_expected || !is_wrong(&error),
+                            is_expected || !is_false_alarm(&error),
                             "machine {machine}, {command:?}, {trouble:?}: {said}"
                         );
                     }

@@ -8,7 +8,6 @@ use larder::edge::store::{Store, memory::MemoryStore};
 use larder::ops::holders::{self, Duty};
 use larder::ops::{OpError, Progress, backup, check, forget, prune, restore};
 use larder::pure::base::memory::IndexShare;
-use larder::pure::base::{Explain, Kind};
 use larder::pure::crypto::Secret;
 use larder::pure::id::SessionId;
 use larder::pure::plan::prune::RepackLimits;
@@ -295,9 +294,4 @@ impl Yard {
         std::fs::remove_dir_all(&cache).unwrap();
         found
     }
-}
-
-/// Errors that no trouble of the store or of others may lead to.
-pub fn is_wrong(error: &OpError) -> bool {
-    matches!(error.kind(), Kind::Internal | Kind::Damage | Kind::Tamper)
 }
