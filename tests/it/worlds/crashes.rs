@@ -2,15 +2,16 @@
 //! store and the way in which it fails. Whatever happens, every snapshot that was published and not forgotten restores on a new machine,
 //! and running the command again completes it.
 //!
-//! CI tries every call of every command, each in one of the four ways in which it can fail; `scripts/nightly crashes` tries all four
-//! (`LARDER_CRASHES=all`), and every second point too.
+//! CI tries every call of every command, on a machine that knows the repository and on one that knows nothing of it, in each of the
+//! four ways in which it can fail; `scripts/nightly crashes` tries every second point too.
 
-use super::yard::Yard;
+use super::yard::{PUT_ONLY, Yard};
 use crate::fault::is_false_alarm;
+use crate::story::restore_options;
 use larder::edge::host;
-use larder::edge::store::{Store, memory::MemoryStore};
+use larder::edge::store::{Prefix, Store, memory::MemoryStore};
 use larder::ops::holders::{self, Duty};
-use larder::ops::{OpError, Progress, backup, check, hold, prune, tag};
+use larder::ops::{OpError, Progress, backup, check, hold, prune, repair, restore, revoke, rotate, tag};
 use larder::pure::base::{Explain, Kind, Timestamp};
 use larder::pure::crypto::Secret;
 use larder::pure::format::session::SessionRole;
@@ -33,9 +34,12 @@ struct Work<'y> {
     cache: PathBuf,
     run: Run<'y>,
     keeps: BTreeSet<SessionId>,
+    /// The repository is damaged until the command has been carried out.
+    mends: bool,
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAYS_NANOS: i64 = 24 * 3_600_000_000_000;
 const ALL: [usize; 5] = [0, 1, 2, 3, 4];
 
 fn checkpoints() -> Option<backup::Interval> {
@@ -62,11 +66,13 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
             .filter(|id| !forgotten.contains(id))
             .copied()
             .collect(),
+        mends: false,
     };
     let machine = |number| (yard.store.fork(), yard.copy_of(&yard.cache(number)));
     let first: Vec<SessionId> = yard.first.iter().copied().collect();
     let own = first_of(yard, 0);
     let others = *first.iter().find(|id| **id != own).unwrap();
+    let writer = yard.open(&yard.shared(), &yard.cache(1), 1).unwrap().kid;
     // Two nights, one of which is forgotten: something is unused, something is used in part.
     let aged = || {
         let (store, cache) = machine(0);
@@ -78,6 +84,24 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
     let condemned = || {
         let (store, cache) = aged();
         yard.prune(Arc::new(store.clone()), &cache, 0, HOUR, false).unwrap();
+        (store, cache)
+    };
+    // A backup died when it had made this share of its calls, in percent.
+    let interrupted = |percent: usize| {
+        let run = |fault| {
+            let (store, cache) = machine(1);
+            let faulty = Arc::new(FaultStore::new(store.clone(), fault));
+            let result = yard.back_up_with(faulty.clone(), &cache, 1, &ALL, checkpoints());
+            (store, cache, faulty.log().len(), result.is_ok())
+        };
+        let (_, _, calls, is_done) = run(None);
+        assert!(is_done);
+        let (store, cache, _, is_done) = run(Some(Fault {
+            call: (calls * percent / 100) as u64,
+            after_effect: true,
+            lasting: true,
+        }));
+        assert!(!is_done);
         (store, cache)
     };
     let back_up = |number: usize, checkpoints| -> Run<'y> {
@@ -177,12 +201,111 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
             }),
         ),
         work(
+            "a backup after one that died early",
+            interrupted(30),
+            &[],
+            back_up(1, checkpoints()),
+        ),
+        work(
+            "a backup after one that died late",
+            interrupted(80),
+            &[],
+            back_up(1, None),
+        ),
+        work(
+            "a backup with a key that can only put",
+            (yard.store.fork(), yard.fresh()),
+            &[],
+            back_up(PUT_ONLY, checkpoints()),
+        ),
+        work(
+            "a prune that brings chunks to safety",
+            {
+                let (store, cache) = condemned();
+                let repo = yard
+                    .open(&(Arc::new(store.clone()) as Arc<dyn Store>), &cache, 0)
+                    .unwrap();
+                let forgotten = prune::undelete::forgotten(&repo).unwrap();
+                prune::undelete::run(&repo, &forgotten[0], 1, &Progress::default()).unwrap();
+                drop(repo);
+                (store, cache)
+            },
+            &[own],
+            prune(Duration::ZERO, false),
+        ),
+        work(
+            "a prune that tidies",
+            {
+                let (store, cache) = aged();
+                yard.prune(Arc::new(store.clone()), &cache, 0, Duration::ZERO, true)
+                    .unwrap();
+                store.set_time(Timestamp(host::now().0 + 10 * DAYS_NANOS));
+                (store, cache)
+            },
+            &[own],
+            prune(Duration::ZERO, false),
+        ),
+        work(
+            "a rotation",
+            machine(0),
+            &[],
+            Box::new(move |store, cache| rotate::run(&yard.open(&store, cache, 0)?).map(drop)),
+        ),
+        work(
+            "revoking a key",
+            machine(0),
+            &[],
+            Box::new(move |store, cache| {
+                let repo = yard.open(&store, cache, 0)?;
+                revoke::run(&repo, &writer, false).map(drop)
+            }),
+        ),
+        Work {
+            mends: true,
+            ..work(
+                "a repair of the index",
+                without_a_run(yard),
+                &[],
+                Box::new(move |store, cache| {
+                    let repo = yard.open(&store, cache, 0)?;
+                    let plan = repair::index::plan(&repo, &Progress::default())?;
+                    repair::index::run(&repo, &plan, 1, &Progress::default()).map(drop)
+                }),
+            )
+        },
+        work(
+            "a restore",
+            machine(2),
+            &[],
+            Box::new(move |store, cache| {
+                let repo = yard.open(&store, cache, 2)?;
+                repo.sync_history()?;
+                let target = yard.fresh();
+                let options = restore_options(repo.snapshot(&own)?, None, target.clone());
+                let restored = restore::run(&repo, &options, &Progress::default());
+                let _ = std::fs::remove_dir_all(target);
+                let report = restored?;
+                assert_eq!((report.damaged_total, report.failed_total), (0, 0), "{report:?}");
+                Ok(())
+            }),
+        ),
+        work(
             "a check",
             machine(3),
             &[],
             Box::new(move |store, cache| yard.check(store, cache, 3).map(drop)),
         ),
     ]
+}
+
+/// What a run describes is known to nobody.
+fn without_a_run(yard: &Yard) -> (MemoryStore, PathBuf) {
+    let store = yard.store.fork();
+    let mut runs = Vec::new();
+    let prefix = Prefix::new("idx/").unwrap();
+    store.list(&prefix, &mut |row| runs.push(row.key)).unwrap();
+    store.remove(&runs[..1]).unwrap();
+    (store, yard.fresh())
 }
 
 /// The snapshot that a machine made in the first night.
@@ -218,7 +341,9 @@ fn meet(
     if let Err(error) = &result {
         assert!(!is_false_alarm(error), "{when}: {}", check::chain(error));
     }
-    assert_kept(yard, work, &store, &when);
+    if !work.mends {
+        assert_kept(yard, work, &store, &when);
+    }
     Some((store, cache, when))
 }
 
@@ -268,35 +393,38 @@ fn nothing_is_lost_at_any_point_of_any_command() {
     let begun = Instant::now();
     let yard = Yard::new();
     let points = AtomicU64::new(0);
-    let works = works(&yard);
-    let all = std::env::var_os("LARDER_CRASHES").is_some();
-    for work in &works {
-        let before = points.load(Ordering::Relaxed);
-        side_by_side(|call| {
-            let mut is_open = false;
-            for (way, fault) in Fault::at(call as u64).into_iter().enumerate() {
-                if !all && way != call % 4 {
-                    continue;
-                }
-                let Some((store, cache, when)) = meet(&yard, work, &work.run, &work.store, &work.cache, fault) else {
-                    continue;
-                };
-                is_open = true;
-                points.fetch_add(1, Ordering::Relaxed);
-                assert_repeatable(&yard, work, &store, &cache, &when);
-                std::fs::remove_dir_all(&cache).unwrap();
+    for work in &works(&yard) {
+        let unknown = yard.fresh();
+        for cache in [&work.cache, &unknown] {
+            if cache == &unknown && !work.cache.exists() {
+                continue;
             }
-            is_open
-        });
-        let tried = points.load(Ordering::Relaxed) - before;
-        eprintln!("{}: {tried} points", work.name);
-        assert!(tried >= 10, "{}: {tried}", work.name);
+            let before = points.load(Ordering::Relaxed);
+            side_by_side(|call| {
+                let mut is_open = false;
+                for fault in Fault::at(call as u64) {
+                    let Some((store, cache, when)) = meet(&yard, work, &work.run, &work.store, cache, fault) else {
+                        continue;
+                    };
+                    is_open = true;
+                    points.fetch_add(1, Ordering::Relaxed);
+                    assert_repeatable(&yard, work, &store, &cache, &when);
+                    std::fs::remove_dir_all(&cache).unwrap();
+                }
+                is_open
+            });
+            let tried = points.load(Ordering::Relaxed) - before;
+            let place = if cache == &unknown { ", on a new machine" } else { "" };
+            eprintln!("{}{place}: {tried} points", work.name);
+            assert!(tried >= 30, "{}: {tried}", work.name);
+        }
     }
     let points = points.load(Ordering::Relaxed);
     eprintln!(
         "{points} points at depth 1, snapshots lost: 0; {:.0} s",
         begun.elapsed().as_secs_f64()
     );
+    assert!(points >= 5_000, "{points}");
 }
 
 /// After each crash of each command, what runs next crashes at each of its calls: the same command, a backup, one with

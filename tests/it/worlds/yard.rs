@@ -26,6 +26,8 @@ type Tree = BTreeMap<PathBuf, Vec<u8>>;
 /// Folders, each of which a backup may take or leave.
 pub const FOLDERS: usize = 5;
 pub const MACHINES: usize = 4;
+/// One more, whose key can only put: it takes part where a test asks for it.
+pub const PUT_ONLY: usize = 4;
 
 pub struct Yard {
     dir: tempfile::TempDir,
@@ -73,7 +75,7 @@ impl Yard {
             first: BTreeSet::new(),
             made: AtomicU64::new(0),
         };
-        for (machine, duty) in [(2, Duty::Backup), (3, Duty::Admin)] {
+        for (machine, duty) in [(2, Duty::Backup), (3, Duty::Admin), (PUT_ONLY, Duty::PutOnly)] {
             let repo = yard.open(&yard.shared(), &yard.cache(0), 0).unwrap();
             holders::add(&repo, &format!("machine{machine}"), duty, &key_of(machine)).unwrap();
         }
