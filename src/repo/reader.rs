@@ -222,6 +222,19 @@ impl<'r> BlobReader<'r> {
                 .map_err(store_error("reading a chunk"))?;
             return Ok(Bytes::from(frame));
         }
+        match self.fetch_aligned(place, start, end) {
+            // What has lost its end may have the frame yet.
+            Err(error) if error.is_absence() => self
+                .repo
+                .store
+                .read(&name, Part::Range(start..end))
+                .map_err(store_error("reading a chunk")),
+            fetched => fetched,
+        }
+    }
+
+    fn fetch_aligned(&self, place: &ChunkPlace, start: u64, end: u64) -> Result<Bytes, RepoError> {
+        let name = store_key(&pack_name(place.kind, place.pack, place.session));
         let first = start / ALIGN;
         let last = (end - 1) / ALIGN;
         if first == last {

@@ -895,7 +895,7 @@ fn stride(default: usize) -> usize {
 fn no_change_to_any_object_goes_unnoticed() {
     let golden = Golden::make();
     golden.assert_complete();
-    attack(&golden, &all_cases(&golden, stride(512)));
+    attack(&golden, &all_cases(&golden, stride(1024)));
 }
 
 #[test]

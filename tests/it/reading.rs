@@ -252,6 +252,20 @@ fn a_bad_sector_costs_the_files_on_it_and_nothing_else() {
 }
 
 #[test]
+fn a_pack_that_lost_its_end_gives_every_chunk_that_it_has() {
+    let ward = Ward::usual();
+    for number in 0..60 {
+        ward.write(&format!("{number:02}"), &noise(number, 20_000));
+    }
+    ward.backup("here");
+    let (pack, size) = ward.store.keys("data/").swap_remove(0);
+    let shorter = ward.store.inner.read(&pack, Part::Range(0..size - 1)).unwrap();
+    ward.store.inner.overwrite(&pack, shorter);
+    let (report, target) = ward.restore("new machine", "out", |_| {});
+    assert_eq!((report.damaged_total, tree(&target)), (0, tree(&ward.source())));
+}
+
+#[test]
 fn an_outage_is_not_damage_whatever_the_other_copy_is() {
     let ward = Ward::usual();
     ward.write("file", &noise(1, 100_000));
