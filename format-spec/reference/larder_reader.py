@@ -378,7 +378,7 @@ def parse_protector(data):
         fields(body[4], "protector parameters", {0: is_bytes(16), 1: is_uint, 2: is_uint, 3: is_uint})
         m, t, p = body[4][1], body[4][2], body[4][3]
         need(1 <= t <= 64 and 1 <= p <= 16 and 8 * p <= m <= 2 * MIB, "protector: Argon2id cost out of bounds")
-    elif body[3] == 4:
+    elif body[3] in (4, 5):
         fields(body[4], "protector parameters", {})
     return body
 
@@ -1491,7 +1491,7 @@ def command_check(repo, _args):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="reference reader of larder repository format 1")
     parser.add_argument("--repo", required=True, help="directory of the repository")
-    parser.add_argument("--key-file", help="open with a key file or a paper key instead of LARDER_PASSWORD")
+    parser.add_argument("--key-file", help="open with a key file, a paper key, or a file with what a key command prints, instead of LARDER_PASSWORD")
     parser.add_argument("--from-trailers", action="store_true", help="find chunks by pack trailers, not by the index")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, words in (("list", command_list, ()), ("ls", command_ls, ("snapshot",)),
@@ -1506,7 +1506,7 @@ def main(arguments=None):
     def ikm_of(protector):
         if args.key_file:
             with open(args.key_file, "rb") as file:
-                return parse_key_file(file.read(4096)) if protector[3] == 4 else None
+                return parse_key_file(file.read(4096)) if protector[3] in (4, 5) else None
         passphrase = os.environb.get(b"LARDER_PASSWORD")
         if passphrase is None:
             raise Trouble("set LARDER_PASSWORD or give --key-file")

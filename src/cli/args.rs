@@ -112,6 +112,10 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["password_file", "password_command"],
           value_hint = ValueHint::FilePath, help_heading = "Repository")]
     pub key_file: Option<PathBuf>,
+    /// Shell command that prints the key, for key management systems and password stores [env: LARDER_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", conflicts_with_all = ["password_file", "password_command", "key_file"],
+          help_heading = "Repository")]
+    pub key_command: Option<String>,
     /// Where the disposable local index is kept [env: LARDER_CACHE_DIR] [default: ~/.cache/larder]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Repository")]
     pub cache_dir: Option<PathBuf>,
@@ -266,7 +270,7 @@ something that matters could not be looked at. What was refused is never taken f
 Contents are read, cut and encrypted anew. Of an entry that has not changed since the snapshot before, nothing is read. What has been\n\
 copied is not copied again, so it is run after the backups; a copy that was forgotten does not come back, unless its snapshot is named.\n\
 The password of the other repository: --to-password-file and its kind, or LARDER_TO_PASSWORD, LARDER_TO_PASSWORD_FILE,\n\
-LARDER_TO_PASSWORD_COMMAND, LARDER_TO_KEY_FILE. Credentials for its place: as for `repo replicate`."
+LARDER_TO_PASSWORD_COMMAND, LARDER_TO_KEY_FILE, LARDER_TO_KEY_COMMAND. Credentials for its place: as for `repo replicate`."
     )]
     Copy(CopyArgs),
     /// Bring a replica in another place up to date: a sealed copy, for which no key is needed
@@ -389,6 +393,9 @@ pub struct CopyArgs {
     /// Key file of the other repository
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to_password_file", "to_password_command"], value_hint = ValueHint::FilePath)]
     pub to_key_file: Option<PathBuf>,
+    /// Shell command that prints the key of the other repository
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["to_password_file", "to_password_command", "to_key_file"])]
+    pub to_key_command: Option<String>,
     #[command(flatten)]
     pub filter: FilterArgs,
     /// zstd level of what is stored
@@ -543,6 +550,9 @@ pub struct KeyAddArgs {
     /// Make a key file and add it
     #[arg(long, value_name = "FILE", conflicts_with = "new_password_file", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
+    /// Add the key that this shell command prints: 32 random bytes, or 64 hexadecimal digits
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["new_password_file", "new_key_file"])]
+    pub new_key_command: Option<String>,
     /// Words that remind of which one it is; everybody who can read the repository's storage can read them
     #[arg(long, value_name = "TEXT")]
     pub hint: Option<String>,
@@ -561,6 +571,9 @@ pub struct KeyAddWriterArgs {
     /// Make a key file for the new key
     #[arg(long, value_name = "FILE", conflicts_with = "new_password_file", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
+    /// Open the new key with what this shell command prints: 32 random bytes, or 64 hexadecimal digits
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["new_password_file", "new_key_file"])]
+    pub new_key_command: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -143,6 +143,7 @@ impl Context {
             password_file: args.to_password_file.as_deref(),
             password_command: args.to_password_command.as_deref(),
             key_file: args.to_key_file.as_deref(),
+            key_command: args.to_key_command.as_deref(),
         };
         env::other_credential(secrets, &self.environment.to, &profile)
             .doing("looking for the password of the other repository")
@@ -228,6 +229,7 @@ impl Context {
             password_file: self.globals.password_file.as_deref(),
             password_command: self.globals.password_command.as_deref(),
             key_file: self.globals.key_file.as_deref(),
+            key_command: self.globals.key_command.as_deref(),
         };
         env::credential(args, &self.environment, &self.profile, confirm)
     }

@@ -30,6 +30,7 @@ pub struct Environment {
     pub password_file: Option<PathBuf>,
     pub password_command: Option<String>,
     pub key_file: Option<PathBuf>,
+    pub key_command: Option<String>,
     pub cache_dir: Option<PathBuf>,
     pub config: Option<PathBuf>,
     pub profile: Option<String>,
@@ -53,6 +54,7 @@ pub struct OtherPlace {
     pub password_file: Option<PathBuf>,
     pub password_command: Option<String>,
     pub key_file: Option<PathBuf>,
+    pub key_command: Option<String>,
 }
 
 /// Bytes that are wiped when dropped and never printed.
@@ -83,6 +85,7 @@ impl Environment {
             password_file: path("LARDER_PASSWORD_FILE"),
             password_command: text("LARDER_PASSWORD_COMMAND")?,
             key_file: path("LARDER_KEY_FILE"),
+            key_command: text("LARDER_KEY_COMMAND")?,
             cache_dir: path("LARDER_CACHE_DIR"),
             config: path("LARDER_CONFIG"),
             profile: text("LARDER_PROFILE")?,
@@ -95,6 +98,7 @@ impl Environment {
                 password_file: path("LARDER_TO_PASSWORD_FILE"),
                 password_command: text("LARDER_TO_PASSWORD_COMMAND")?,
                 key_file: path("LARDER_TO_KEY_FILE"),
+                key_command: text("LARDER_TO_KEY_COMMAND")?,
                 identity: match (
                     text("LARDER_TO_AWS_ACCESS_KEY_ID")?,
                     text("LARDER_TO_AWS_SECRET_ACCESS_KEY")?,
@@ -163,6 +167,7 @@ pub struct Profile {
     pub password_file: Option<PathBuf>,
     pub password_command: Option<String>,
     pub key_file: Option<PathBuf>,
+    pub key_command: Option<String>,
     pub cache_dir: Option<PathBuf>,
     pub cache_size: Option<String>,
     pub s3_endpoint: Option<String>,
@@ -273,6 +278,7 @@ enum SecretSource<'a> {
     File(&'a Path),
     Command(&'a str),
     KeyFile(&'a Path),
+    KeyCommand(&'a str),
     Systemd(PathBuf),
     Terminal,
 }
@@ -283,6 +289,7 @@ pub struct SecretArgs<'a> {
     pub password_file: Option<&'a Path>,
     pub password_command: Option<&'a str>,
     pub key_file: Option<&'a Path>,
+    pub key_command: Option<&'a str>,
 }
 
 /// Chooses the source: arguments before environment before profile before systemd before asking.
@@ -291,37 +298,42 @@ fn choose<'a>(
     environment: &'a Environment,
     profile: &'a Profile,
 ) -> Result<SecretSource<'a>, Failure> {
-    let pick = |file: Option<&'a Path>, command: Option<&'a str>, key: Option<&'a Path>| {
-        file.map(SecretSource::File)
-            .or(command.map(SecretSource::Command))
-            .or(key.map(SecretSource::KeyFile))
+    let pick = |named: SecretArgs<'a>| {
+        let file = named.password_file.map(SecretSource::File);
+        file.or(named.password_command.map(SecretSource::Command))
+            .or(named.key_file.map(SecretSource::KeyFile))
+            .or(named.key_command.map(SecretSource::KeyCommand))
     };
     let from_environment = || {
         let value = environment
             .password
             .as_ref()
             .map(|secret| SecretSource::Value(&secret.0));
-        let (file, command) = (
-            environment.password_file.as_deref(),
-            environment.password_command.as_deref(),
-        );
-        value.or_else(|| pick(file, command, environment.key_file.as_deref()))
+        value.or_else(|| {
+            pick(SecretArgs {
+                password_file: environment.password_file.as_deref(),
+                password_command: environment.password_command.as_deref(),
+                key_file: environment.key_file.as_deref(),
+                key_command: environment.key_command.as_deref(),
+            })
+        })
     };
     let from_profile = || {
-        pick(
-            profile.password_file.as_deref(),
-            profile.password_command.as_deref(),
-            profile.key_file.as_deref(),
-        )
+        pick(SecretArgs {
+            password_file: profile.password_file.as_deref(),
+            password_command: profile.password_command.as_deref(),
+            key_file: profile.key_file.as_deref(),
+            key_command: profile.key_command.as_deref(),
+        })
     };
-    pick(args.password_file, args.password_command, args.key_file)
+    pick(args)
         .or_else(from_environment)
         .or_else(from_profile)
         .or_else(|| environment.systemd_credential().map(SecretSource::Systemd))
         .or_else(|| can_ask().then_some(SecretSource::Terminal))
         .ok_or_else(|| {
             Failure::new(Kind::Auth, "there is no password, and no terminal to ask on")
-                .with_hint("give LARDER_PASSWORD, --password-file, --password-command or --key-file")
+                .with_hint("give LARDER_PASSWORD, --password-file, --password-command, --key-file or --key-command")
         })
 }
 
@@ -346,9 +358,10 @@ pub fn credential(
         SecretSource::Command(command) => {
             let line = process::first_line_of(command)
                 .map_err(|error| secret_failure("the password command failed", &error))?;
-            password(Zeroizing::new(line), "the output of the password command")
+            password(line, "the output of the password command")
         }
         SecretSource::KeyFile(path) => key_file(path),
+        SecretSource::KeyCommand(command) => key_command(command),
         SecretSource::Terminal if confirm => ask_new(),
         SecretSource::Terminal => ask("password: ").and_then(|entered| password(entered, "what was entered")),
     }
@@ -364,6 +377,7 @@ pub fn other_credential(args: SecretArgs<'_>, place: &OtherPlace, profile: &Prof
         password_file: place.password_file.clone(),
         password_command: place.password_command.clone(),
         key_file: place.key_file.clone(),
+        key_command: place.key_command.clone(),
         ..Environment::default()
     };
     credential(args, &environment, profile, false)
@@ -428,6 +442,32 @@ fn key_file(path: &Path) -> Result<Credential, Failure> {
                 format!("{shown} is not a key file: it must hold 64 hexadecimal digits, or a paper key"),
             )
         }),
+    }
+}
+
+/// Runs a command that prints a key.
+///
+/// # Errors
+/// When it does not succeed, or prints something else.
+pub fn key_command(command: &str) -> Result<Credential, Failure> {
+    let printed = process::output_of(command).map_err(|error| secret_failure("the key command failed", &error))?;
+    printed_key(&printed).map(Credential::KeyCommand).ok_or_else(|| {
+        Failure::new(
+            Kind::Auth,
+            "the key command must print 32 random bytes, or 64 hexadecimal digits, and nothing else",
+        )
+        .with_hint("a password is taken from a command with --password-command")
+    })
+}
+
+fn printed_key(printed: &[u8]) -> Option<crate::pure::crypto::Secret> {
+    // Hardly any 32 random bytes are all letters, digits and the like: that is a password, and too easily guessed for a key.
+    if printed.len() == 32 && !printed.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
+        return crate::pure::crypto::Secret::from_slice(printed);
+    }
+    match Credential::from_key_file(printed.strip_suffix(b"\r\n").unwrap_or(printed)) {
+        Some(Credential::KeyFile(secret)) => Some(secret),
+        _ => None,
     }
 }
 

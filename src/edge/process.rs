@@ -5,9 +5,15 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::io::{self, Read};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// Variables that a child never inherits: they open the repository, and the child has no use for them.
-const SCRUBBED: [&str; 3] = ["LARDER_PASSWORD", "LARDER_PASSWORD_COMMAND", "LARDER_KEY_FILE"];
+const SCRUBBED: [&str; 4] = [
+    "LARDER_PASSWORD",
+    "LARDER_PASSWORD_COMMAND",
+    "LARDER_KEY_FILE",
+    "LARDER_KEY_COMMAND",
+];
 
 /// A running program whose standard output is read.
 pub struct Child {
@@ -107,22 +113,32 @@ impl Drop for Child {
     }
 }
 
-/// Runs a shell command line of the local configuration and returns the first line of its output, without the newline.
+/// Runs a shell command line of the local configuration and returns what it prints.
 ///
 /// # Errors
 /// When it cannot be run or does not succeed.
-pub fn first_line_of(command_line: &str) -> io::Result<Vec<u8>> {
+pub fn output_of(command_line: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     let output = Command::new("/bin/sh")
         .args(["-c", command_line])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()?;
+    let printed = Zeroizing::new(output.stdout);
     if !output.status.success() {
         return Err(io::Error::other(format!(
             "the command did not succeed ({})",
             output.status
         )));
     }
-    let line = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(line.strip_suffix(b"\r").unwrap_or(line).to_vec())
+    Ok(printed)
+}
+
+/// The first line of [`output_of`], without the newline.
+///
+/// # Errors
+/// As that.
+pub fn first_line_of(command_line: &str) -> io::Result<Zeroizing<Vec<u8>>> {
+    let printed = output_of(command_line)?;
+    let line = printed.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(Zeroizing::new(line.strip_suffix(b"\r").unwrap_or(line).to_vec()))
 }

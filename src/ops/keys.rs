@@ -38,6 +38,7 @@ fn kind_of(kind: &ProtectorKind) -> String {
             )
         }
         ProtectorKind::KeyFile => "key file".into(),
+        ProtectorKind::Command => "key command".into(),
         ProtectorKind::Other { kind } => format!("kind {kind}, not known to this version"),
     }
 }
@@ -131,7 +132,8 @@ pub(super) fn confirm_opens(
         (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
             kdf::argon2id(password, salt, *cost).map_err(|error| RepoError::Internal(error.to_string()))?
         }
-        (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
+        (ProtectorKind::KeyFile, Credential::KeyFile(secret))
+        | (ProtectorKind::Command, Credential::KeyCommand(secret)) => secret.clone(),
         _ => return Err(RepoError::Internal("the new key was stored as another kind".into()).into()),
     };
     if protector.unwrap(&repo.config.repo, &ikm).ok().as_ref() != Some(secret) {

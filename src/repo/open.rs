@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 /// At most this many passwords' protectors are tried on unlock, so that planted ones cannot cost hours (X13) …
 const PASSWORDS_TRIED_MAX: usize = 8;
-/// … and this many of key files, of which every machine may have one: each costs a request, on a machine that has not seen it.
-const KEY_FILES_TRIED_MAX: usize = 1000;
+/// … and this many of key files or commands, of which every machine may have one: each costs a request, on a machine that has not
+/// seen it.
+const KEYS_TRIED_MAX: usize = 1000;
 
 /// What the user unlocks a repository with.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub enum Credential {
     Password(zeroize::Zeroizing<Vec<u8>>),
     /// The 32 bytes of a key file.
     KeyFile(Secret),
+    /// The 32 bytes that a program printed.
+    KeyCommand(Secret),
 }
 
 impl Credential {
@@ -41,6 +44,7 @@ impl Credential {
         match self {
             Credential::Password(_) => "password",
             Credential::KeyFile(_) => "key file",
+            Credential::KeyCommand(_) => "key command",
         }
     }
 
@@ -266,6 +270,7 @@ pub fn make_protector(
             (ProtectorKind::Passphrase { salt, cost }, ikm)
         }
         Credential::KeyFile(secret) => (ProtectorKind::KeyFile, secret.clone()),
+        Credential::KeyCommand(secret) => (ProtectorKind::Command, secret.clone()),
     };
     Ok(Protector::wrap(repo, kid, host::now(), kind, hint, &ikm, kid_secret))
 }
@@ -617,7 +622,7 @@ impl Locked {
         });
         let tried_max = match credential {
             Credential::Password(_) => PASSWORDS_TRIED_MAX,
-            Credential::KeyFile(_) => KEY_FILES_TRIED_MAX,
+            Credential::KeyFile(_) | Credential::KeyCommand(_) => KEYS_TRIED_MAX,
         };
         let mut tried = 0;
         let mut fitting = false;
@@ -690,7 +695,8 @@ impl Locked {
                     Err(_) => return Attempt::Damaged,
                 }
             }
-            (ProtectorKind::KeyFile, Credential::KeyFile(secret)) => secret.clone(),
+            (ProtectorKind::KeyFile, Credential::KeyFile(secret))
+            | (ProtectorKind::Command, Credential::KeyCommand(secret)) => secret.clone(),
             _ => return Attempt::OfAnotherKind,
         };
         match protector.unwrap(&self.config.repo, &ikm) {

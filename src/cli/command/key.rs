@@ -184,12 +184,17 @@ fn import_paper(context: &Context, args: &PaperImportArgs) -> Result<(), Failure
     add_to(context, &repo, &args.new)
 }
 
-/// A password from a file, a key file that is made now, or a password that is asked for.
-fn new_credential(password_file: Option<&Path>, key_file: Option<&Path>) -> Result<Credential, Failure> {
-    match (password_file, key_file) {
-        (Some(path), _) => env::password_file(path),
-        (None, Some(path)) => env::make_key_file(path),
-        (None, None) => env::ask_new(),
+/// A password from a file, a key file that is made now, a key that a command prints, or a password that is asked for.
+fn new_credential(
+    password_file: Option<&Path>,
+    key_file: Option<&Path>,
+    key_command: Option<&str>,
+) -> Result<Credential, Failure> {
+    match (password_file, key_file, key_command) {
+        (Some(path), ..) => env::password_file(path),
+        (None, Some(path), _) => env::make_key_file(path),
+        (None, None, Some(command)) => env::key_command(command),
+        (None, None, None) => env::ask_new(),
     }
 }
 
@@ -202,7 +207,11 @@ fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure>
         DutyArg::Maintainer => Duty::Maintainer,
         DutyArg::Admin => Duty::Admin,
     };
-    let credential = new_credential(args.new_password_file.as_deref(), args.new_key_file.as_deref())?;
+    let credential = new_credential(
+        args.new_password_file.as_deref(),
+        args.new_key_file.as_deref(),
+        args.new_key_command.as_deref(),
+    )?;
     let added = holders::add(&repo, &args.label, duty, &credential);
     if let (Err(error), Some(path)) = (&added, &args.new_key_file) {
         if matches!(error.kind(), Kind::Usage | Kind::Refused | Kind::Auth) {
@@ -330,7 +339,11 @@ fn print_policy(context: &Context, args: &KeyPolicyArgs) -> Result<(), Failure> 
 }
 
 fn add_to(context: &Context, repo: &Repo, args: &KeyAddArgs) -> Result<(), Failure> {
-    let credential = new_credential(args.new_password_file.as_deref(), args.new_key_file.as_deref())?;
+    let credential = new_credential(
+        args.new_password_file.as_deref(),
+        args.new_key_file.as_deref(),
+        args.new_key_command.as_deref(),
+    )?;
     let number = keys::add(repo, &credential, args.hint.clone()).doing("adding a key")?;
     if context.output.json {
         return context

@@ -1,4 +1,4 @@
-//! Protectors (format-spec chapter on keys): a key holder's secret, wrapped for one password or key file.
+//! Protectors (format-spec chapter on keys): a key holder's secret, wrapped for one password, key file or key command.
 //!
 //! A protector is read before anything is unlocked, so nothing in it is trusted but what the seal covers, and the cost that it
 //! asks for is limited before it is paid.
@@ -26,8 +26,10 @@ pub enum ProtectorKind {
         cost: Cost,
     },
     KeyFile,
-    /// KMS (2), X25519 recipient (3) or external command (5): read and shown, not opened by this version. Its parameters are not
-    /// kept, so it must not be written again.
+    /// A program prints the 32 bytes. Which one is said by the local configuration, never by the repository.
+    Command,
+    /// KMS (2) or X25519 recipient (3): read and shown, not opened by this version. Its parameters are not kept, so it must
+    /// not be written again.
     Other {
         kind: u8,
     },
@@ -39,6 +41,7 @@ impl ProtectorKind {
         match self {
             ProtectorKind::Passphrase { .. } => 1,
             ProtectorKind::KeyFile => 4,
+            ProtectorKind::Command => 5,
             ProtectorKind::Other { kind } => *kind,
         }
     }
@@ -58,7 +61,8 @@ impl ProtectorKind {
                 Ok(ProtectorKind::Passphrase { salt, cost })
             }
             4 => Ok(ProtectorKind::KeyFile),
-            2 | 3 | 5 => Ok(ProtectorKind::Other { kind: kind as u8 }),
+            5 => Ok(ProtectorKind::Command),
+            2 | 3 => Ok(ProtectorKind::Other { kind: kind as u8 }),
             _ => Ok(malformed("type of the protector")?),
         }
     }
@@ -142,7 +146,7 @@ impl Protector {
                 (2, Value::Uint(cost.passes.into())),
                 (3, Value::Uint(cost.lanes.into())),
             ],
-            ProtectorKind::KeyFile | ProtectorKind::Other { .. } => Vec::new(),
+            ProtectorKind::KeyFile | ProtectorKind::Command | ProtectorKind::Other { .. } => Vec::new(),
         };
         let mut fields = vec![
             (0, Value::Uint(1)),
@@ -264,6 +268,9 @@ mod tests {
             assert_eq!(read, protector);
             assert_eq!(read.unwrap(&REPO, &ikm), Ok(secret(8)));
         }
+        let command = Protector::wrap(&REPO, KID, START, ProtectorKind::Command, None, &ikm(), &secret(8));
+        let read = Protector::decode(&command.encode(), &KID).unwrap();
+        assert_eq!((read.unwrap(&REPO, &ikm()), read), (Ok(secret(8)), command));
     }
 
     #[test]

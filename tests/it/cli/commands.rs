@@ -223,6 +223,48 @@ fn passwords_and_key_files_come_and_go_but_never_all() {
 }
 
 #[test]
+fn a_command_that_prints_the_key_opens_the_repository() {
+    let place = Place::new();
+    let digits = "00112233445566778899aabbccddeeff".repeat(2);
+    std::fs::write(place.path("digits"), format!("{digits}\n")).unwrap();
+    std::fs::write(place.path("bytes"), [200; 32]).unwrap();
+    std::fs::write(place.path("password"), "thirty-two characters that I chose").unwrap();
+    let command = |name: &str| format!("cat '{}'", place.path(name).display());
+    let (digits, bytes) = (command("digits"), command("bytes"));
+    let made = place.run(&["repo", "init", "--key-command", &digits, "--json"]);
+    assert_eq!(made.expect(0).json()["opens_with"], "key command");
+    place.run(&["--key-command", &digits, "backup", "source"]).expect(0);
+    let add = ["repo", "key", "add", "--new-key-command", &bytes];
+    place.run(&[&["--key-command", &digits][..], &add].concat()).expect(0);
+    let listed = place.run(&["--key-command", &bytes, "repo", "key", "list", "--json"]);
+    let keys = listed.expect(0).json()["keys"].as_array().unwrap().clone();
+    assert_eq!(
+        keys.iter()
+            .map(|key| (&key["kind"], &key["in_use"]))
+            .collect::<Vec<_>>(),
+        [
+            (&Value::from("key command"), &Value::from(false)),
+            (&Value::from("key command"), &Value::from(true))
+        ]
+    );
+    for bad in ["password", "missing"] {
+        place
+            .run(&["--key-command", &command(bad), "snapshot", "list"])
+            .expect(6)
+            .says("key command");
+    }
+    place
+        .run(&["--key-command", "head -c 31 /dev/zero", "snapshot", "list"])
+        .expect(6)
+        .says("64 hexadecimal digits");
+    // The right length, and not the key.
+    place
+        .run(&["--key-command", "head -c 32 /dev/zero", "snapshot", "list"])
+        .expect(6);
+    place.run(&["snapshot", "list"]).expect(6);
+}
+
+#[test]
 fn a_repository_can_be_made_with_a_key_file_alone() {
     let place = Place::new();
     place.run(&["repo", "init", "--new-key-file", "key"]).expect(0);
