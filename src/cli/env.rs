@@ -452,11 +452,11 @@ fn key_file(path: &Path) -> Result<Credential, Failure> {
 pub fn key_command(command: &str) -> Result<Credential, Failure> {
     let printed = process::output_of(command).map_err(|error| secret_failure("the key command failed", &error))?;
     printed_key(&printed).map(Credential::KeyCommand).ok_or_else(|| {
-        Failure::new(
-            Kind::Auth,
-            "the key command must print 32 random bytes, or 64 hexadecimal digits, and nothing else",
-        )
-        .with_hint("a password is taken from a command with --password-command")
+        let message = match printed.len() {
+            0 => "the key command printed nothing",
+            _ => "the key command must print 32 random bytes, or 64 hexadecimal digits, and nothing else",
+        };
+        Failure::new(Kind::Auth, message).with_hint("a password is taken from a command with --password-command")
     })
 }
 

@@ -37,7 +37,7 @@ pub enum RepoError {
         found: RepoId,
         expected: RepoId,
     },
-    #[error("the password or key file does not open this repository")]
+    #[error("the password or key does not open this repository")]
     WrongKey,
     #[error("this repository has no key that can be opened with a {0}")]
     NoSuchProtector(&'static str),
@@ -239,7 +239,7 @@ impl Explain for RepoError {
             RepoError::OtherRepository { .. } => {
                 "if it was replaced on purpose, remove the local cache of this repository; otherwise another disk or bucket is in its place"
             }
-            RepoError::WrongKey => "check LARDER_PASSWORD, --password-file or --key-file",
+            RepoError::WrongKey => "check LARDER_PASSWORD, --password-file, --key-file or --key-command",
             RepoError::NoSuchProtector(_) => "`larder repo key list` shows what opens it",
             RepoError::NoGrant => "ask whoever administers the repository to add this key again",
             RepoError::NoEpoch(_) => {

@@ -1,7 +1,11 @@
 //! The first nights: everything comes back, only what is new travels, one file is found, damage is noticed.
 
-use super::{World, noise, tree};
+use super::{World, noise, options, tree};
+use larder::ops::{Progress, backup};
+use larder::repo::Repo;
+use larder::testing::fault_store::FaultStore;
 use std::fs;
+use std::sync::Arc;
 
 fn fill(world: &World) {
     let source = world.source();
@@ -91,4 +95,51 @@ fn nights_come_back_from_memory() {
 #[test]
 fn nights_come_back_from_a_directory() {
     nights(&World::local());
+}
+
+fn back_up(world: &World, repo: &Repo) -> backup::Report {
+    backup::run(repo, world.input(), &options(), &Progress::default()).unwrap()
+}
+
+/// Its size is the same, its time was set back, and it happened before the run ended: only the time of its change tells.
+#[test]
+fn what_changes_behind_a_run_that_has_read_it_is_read_by_the_next() {
+    let counted = World::in_memory();
+    fs::write(counted.source().join("file"), noise(1, 50_000)).unwrap();
+    let store = Arc::new(FaultStore::new(counted.store.clone(), None));
+    back_up(&counted, &counted.open_on(store.clone(), "machine"));
+    let log = store.log();
+    let call = log.iter().position(|call| call.starts_with("writing data/")).unwrap();
+
+    let world = World::in_memory();
+    let path = world.source().join("file");
+    fs::write(&path, noise(1, 50_000)).unwrap();
+    let visit = {
+        let path = path.clone();
+        move || {
+            let modified = fs::metadata(&path).unwrap().modified().unwrap();
+            fs::write(&path, noise(2, 50_000)).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(modified)
+                .unwrap();
+            // The clock of files goes in ticks, and the run shall end after the one in which this happened.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let store = FaultStore::visited_at(world.store.clone(), call as u64, visit);
+    let first = back_up(&world, &world.open_on(Arc::new(store), "machine"));
+    let second = world.backup("machine");
+    assert_eq!(
+        (second.parent, second.stats.files_changed),
+        (first.snapshot, 1),
+        "{:?}",
+        second.stats
+    );
+    let (_, target) = world.restore("machine", &first.snapshot.unwrap(), "first");
+    assert_eq!(fs::read(target.join("file")).unwrap(), noise(1, 50_000));
+    let (_, target) = world.restore("machine", &second.snapshot.unwrap(), "second");
+    assert_eq!(fs::read(target.join("file")).unwrap(), noise(2, 50_000));
 }
