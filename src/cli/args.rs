@@ -238,7 +238,8 @@ What --read-data has verified is remembered on this machine; subsets by share or
     Check(CheckArgs),
     /// Give back the space of forgotten snapshots
     #[command(
-        after_help = "Examples:\n  larder repo prune --dry-run\n  larder repo prune\n  larder repo prune --max-unused 20% --max-repack 50G\n\n\
+        after_help = "Examples:\n  larder repo prune --dry-run\n  larder repo prune\n  larder repo prune --max-unused 20% --max-repack 50G\n\
+  larder repo prune --rekey --max-repack 50G\n\n\
 Backups go on meanwhile, here and on other machines. What no snapshot needs is condemned first, and deleted when every running backup has\n\
 taken note of that: at once if none is running, otherwise by a later prune (a backup looks every quarter of an hour, and one that\n\
 uses such a pack itself only lets go of it when it ends).\n\
@@ -345,6 +346,9 @@ pub struct PruneArgs {
     /// Rewrite badly used packs, copying at most so much [default: no limit with --max-unused]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_repack: Option<u64>,
+    /// Rewrite all packs that are sealed with secrets of before the last `repo key rotate`
+    #[arg(long)]
+    pub rekey: bool,
     /// Do not wait for this session: the machine that ran it is gone. If it is not, its backup has to be run again
     #[arg(long, value_name = "SESSION", value_parser = parse_session)]
     pub end_session: Vec<SessionId>,

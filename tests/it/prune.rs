@@ -669,6 +669,29 @@ fn silent_session_is_fenced_and_its_orphans_go() {
     assert_eq!(yard.assert_sound(&yard.store, "after"), yard.ids([0, 2]));
 }
 
+/// What a dead session has written and nobody can read stands in nobody's way when the session has been ended.
+#[test]
+fn broken_run_of_a_session_that_is_ended_does_not_count() {
+    let mut yard = Yard::with_nights();
+    let writing = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &writer()).unwrap();
+    let mut session = Session::begin(&writing, None, SessionRole::Backup, 1, Instant::now()).unwrap();
+    session.make_durable().unwrap();
+    let run = ObjectName::Run(session.id(), 0);
+    create_new(&yard.store, &run, vec![7; 5_000], "a run that was cut short").unwrap();
+    yard.small
+        .change_config(&yard.store, |config| config.gc.dead_seconds = 0)
+        .unwrap();
+    yard.store.set_time(Timestamp(host::now().0 + 1_000_000_000));
+    assert_eq!(yard.prune().fenced, [session.id()]);
+    let repo = try_open(Arc::new(yard.store.clone()), &yard.fresh(), &admin()).unwrap();
+    repo.sync_history().unwrap();
+    let sync = repo.sync_index().unwrap();
+    assert!(sync.broken.is_empty() && sync.missing.is_empty(), "{sync:?}");
+    drop(repo);
+    assert_eq!(yard.prune().waiting_for.len(), 0);
+    assert_eq!(yard.assert_sound(&yard.store, "after"), yard.ids([0, 1, 2]));
+}
+
 fn writing_manifest(repo: &Repo, of: &SessionId) -> larder::pure::format::manifest::Manifest {
     repo.sync_history().unwrap();
     repo.snapshot(of).unwrap().manifest

@@ -106,6 +106,52 @@ fn what_is_written_before_and_after_a_rotation_is_one_repository() {
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
+/// In parts, beside a put-only machine whose packs are wrapped in another way, with deltas and nodes.
+#[test]
+fn rekeying_leaves_nothing_under_the_secrets_of_before() {
+    let mut yard = Yard::with_nights();
+    add(&yard, "web2", Duty::PutOnly, 31);
+    let (other, content) = other_source(&yard);
+    let made = back_up(Arc::new(yard.store.clone()), &yard.fresh(), &key(31), &other).unwrap();
+    let also = BTreeMap::from([(made.snapshot.unwrap(), content)]);
+    assert_eq!(rotate::run(&opened(&yard, &admin())).unwrap(), 2);
+    yard.write("of the night", &noise(46, 400_000));
+    yard.night();
+    let kept = yard.assert_restores(&yard.store, "rotated", &also);
+    let options = |copied_bytes_max| prune::Options {
+        repack: Some(RepackLimits {
+            unused_share: 1.0,
+            copied_bytes_max,
+        }),
+        rekey: true,
+        ..prune_options()
+    };
+    let run = |options: &prune::Options| prune::run(&opened(&yard, &admin()), options, &Progress::default()).unwrap();
+    let dry = prune::Options {
+        dry_run: true,
+        ..options(u64::MAX)
+    };
+    let would = run(&dry);
+    assert!(would.rewritten.packs > 3 && would.outdated.packs == 0, "{would:?}");
+    let some = run(&options(1_000_000));
+    assert!(some.rewritten.packs > 0 && some.outdated.packs > 0, "{some:?}");
+    assert_eq!(some.rewritten.packs + some.outdated.packs, would.rewritten.packs);
+    assert_eq!(yard.assert_restores(&yard.store, "rekeyed in part", &also), kept);
+    let rest = run(&options(u64::MAX));
+    assert_eq!((rest.rewritten, rest.outdated.packs), (some.outdated, 0), "{rest:?}");
+    run(&prune_options());
+    assert_eq!(pack_epochs(&yard.store).into_keys().collect::<Vec<_>>(), [2]);
+    assert_eq!(yard.assert_restores(&yard.store, "rekeyed", &also), kept);
+    assert_eq!(
+        run(&options(u64::MAX)).rewritten.packs,
+        0,
+        "there is nothing left to do"
+    );
+    // And what is there is recognised.
+    let again = back_up(Arc::new(yard.store.clone()), &yard.fresh(), &admin(), &yard.source()).unwrap();
+    assert_eq!(again.stats.chunks_new, 0, "{:?}", again.stats);
+}
+
 #[test]
 fn a_revoked_key_keeps_its_snapshots_and_gets_no_further() {
     let yard = Yard::with_nights();

@@ -20,14 +20,21 @@ const UNUSED_PERCENT: u32 = 20;
 pub fn run(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let repo = context.repo()?;
-    let wants_repack = args.max_unused.is_some() || args.max_repack.is_some();
+    let wants_repack = args.max_unused.is_some() || args.max_repack.is_some() || args.rekey;
+    // Rekeying alone leaves what is used badly where it is.
+    let unused_percent = match args.max_unused {
+        Some(percent) => percent,
+        None if args.rekey => 100,
+        None => UNUSED_PERCENT,
+    };
     let options = Options {
         dry_run: args.dry_run,
         grace: args.grace.unwrap_or_default(),
         repack: wants_repack.then(|| RepackLimits {
-            unused_share: f64::from(args.max_unused.unwrap_or(UNUSED_PERCENT)) / 100.0,
+            unused_share: f64::from(unused_percent) / 100.0,
             copied_bytes_max: args.max_repack.unwrap_or(u64::MAX),
         }),
+        rekey: args.rekey,
         end_sessions: args.end_session.clone(),
         uniting: Default::default(),
         threads: context.threads_with_packs(&repo)?,
@@ -85,6 +92,7 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "type": "prune", "version": 1, "dry_run": args.dry_run, "snapshots": report.snapshots,
         "used": packs_json(report.used), "bytes_alive": report.bytes_alive, "unused": packs_json(report.unused),
         "orphaned": packs_json(report.orphaned), "rewritten": packs_json(report.rewritten), "bytes_copied": report.bytes_copied,
+        "outdated": args.rekey.then(|| packs_json(report.outdated)),
         "chunks_rescued": report.rescued, "runs_united": report.runs_united,
         "tidied": report.tidied, "deleted": packs_json(report.deleted), "waiting": packs_json(report.waiting),
         "waiting_for": report.waiting_for.iter().map(session).collect::<Vec<_>>(),
@@ -150,6 +158,13 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
             verb("rewrote", "would rewrite"),
             packs(report.rewritten),
             format_bytes(report.bytes_copied)
+        ))?;
+    }
+    if report.outdated.packs > 0 {
+        output.say(format!(
+            "{} {} sealed with secrets of before the last rotation; run it again with --rekey",
+            packs(report.outdated),
+            verb("are still", "would still be")
         ))?;
     }
     let wasted = report.used.bytes.saturating_sub(report.rewritten.bytes);

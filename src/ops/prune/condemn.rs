@@ -139,8 +139,12 @@ fn look(work: &mut Work<'_, '_>, ground: &Ground) -> Result<Plan, OpError> {
             Standing::Stays | Standing::Damaged => {
                 report.used.add(account.size.into());
                 report.bytes_alive += account.live;
+                let is_outdated = options.rekey && is_outdated(repo, account)?;
+                if is_outdated {
+                    report.outdated.add(account.size.into());
+                }
                 if account.standing == Standing::Stays {
-                    used.push(place);
+                    used.push((place, is_outdated));
                 }
             }
             Standing::Condemned | Standing::Useless => {}
@@ -154,18 +158,21 @@ fn look(work: &mut Work<'_, '_>, ground: &Ground) -> Result<Plan, OpError> {
     if let Some(limits) = &options.repack {
         let uses: Vec<PackUse> = used
             .iter()
-            .map(|place| PackUse {
+            .map(|(place, is_outdated)| PackUse {
                 size: survey.packs[*place].size.into(),
                 live: survey.packs[*place].needed(),
+                is_outdated: *is_outdated,
             })
             .collect();
-        rewrite = packs_to_rewrite(&uses, limits)
-            .into_iter()
-            .map(|chosen| used[chosen])
-            .collect();
-        for place in &rewrite {
-            report.rewritten.add(survey.packs[*place].size.into());
-            report.bytes_copied += survey.packs[*place].live;
+        for (place, is_outdated) in packs_to_rewrite(&uses, limits).into_iter().map(|chosen| used[chosen]) {
+            let account = &survey.packs[place];
+            report.rewritten.add(account.size.into());
+            report.bytes_copied += account.live;
+            if is_outdated {
+                report.outdated.packs -= 1;
+                report.outdated.bytes -= u64::from(account.size);
+            }
+            rewrite.push(place);
         }
     }
     Ok(Plan {
@@ -174,6 +181,12 @@ fn look(work: &mut Work<'_, '_>, ground: &Ground) -> Result<Plan, OpError> {
         survey,
         listed,
     })
+}
+
+/// Whether what a pack holds opens with secrets of before the last rotation.
+fn is_outdated(repo: &Repo, account: &Account) -> Result<bool, OpError> {
+    let slots = repo.index.slots_of_pack(&account.pack)?.unwrap_or_default();
+    Ok(slots.iter().any(|slot| slot.epoch() < repo.config.epoch))
 }
 
 fn condemned(account: &Account) -> CondemnedPack {
@@ -238,10 +251,10 @@ fn copy_out(
     }
     let Work {
         repo,
+        options,
         progress,
         marker,
         report,
-        ..
     } = work;
     let handles: HashSet<u32> = places.iter().map(|place| survey.packs[*place].handle).collect();
     let kept = survey.kept_in(repo, marker.ids(), &handles)?;
@@ -253,6 +266,9 @@ fn copy_out(
         if unreadable.contains(&account.handle) {
             report.rewritten.packs -= 1;
             report.rewritten.bytes -= u64::from(account.size);
+            if options.rekey && is_outdated(repo, account)? {
+                report.outdated.add(account.size.into());
+            }
             report.damaged.push(account.name());
         } else {
             packs.push(condemned(account));

@@ -44,6 +44,8 @@ pub struct Options {
     pub grace: Duration,
     /// Rewrite packs that are used badly; `None`: only delete those that are not used at all.
     pub repack: Option<RepackLimits>,
+    /// Among those that are rewritten are all that are sealed with secrets of before the last rotation, however well they are used.
+    pub rekey: bool,
     /// Sessions that somebody knows to be dead: they are ended now and not waited for.
     pub end_sessions: Vec<SessionId>,
     pub uniting: compact::Uniting,
@@ -81,6 +83,9 @@ pub struct Report {
     /// Packs that were rewritten because too little of them was used, and the bytes copied out of them.
     pub rewritten: Packs,
     pub bytes_copied: u64,
+    /// Packs in which something is alive and that are sealed with secrets of before the last rotation, when this run was over. Only
+    /// counted where they were to be rewritten.
+    pub outdated: Packs,
     /// Chunks that were copied out of condemned packs because a snapshot needs them after all.
     pub rescued: u64,
     /// Chunks that snapshots need, that are in no pack any more, and that are declared lost.

@@ -7,6 +7,8 @@ pub struct PackUse {
     pub size: u64,
     /// Bytes that a pack with only what is alive in it would have.
     pub live: u64,
+    /// It is sealed with secrets that were rotated away, and nothing shall be.
+    pub is_outdated: bool,
 }
 
 /// How much rewriting is wanted.
@@ -18,17 +20,17 @@ pub struct RepackLimits {
     pub copied_bytes_max: u64,
 }
 
-/// Chooses the packs to rewrite, by their places in `packs`: those that free the most for what is copied come first, until
-/// the limit is reached. A pack that does not fit any more is passed over.
+/// Chooses the packs to rewrite, by their places in `packs`: those that are outdated, and those that free the most for what is copied,
+/// come first, until the limit is reached. A pack that does not fit any more is passed over.
 pub fn packs_to_rewrite(packs: &[PackUse], limits: &RepackLimits) -> Vec<usize> {
     let unused_share = |pack: &PackUse| pack.size.saturating_sub(pack.live) as f64 / pack.size.max(1) as f64;
-    let mut wasteful: Vec<(f64, usize)> = packs
+    let mut chosen: Vec<(bool, f64, usize)> = packs
         .iter()
         .enumerate()
-        .map(|(place, pack)| (unused_share(pack), place))
-        .filter(|(share, _)| *share > limits.unused_share)
+        .map(|(place, pack)| (!pack.is_outdated, unused_share(pack), place))
+        .filter(|(is_current, share, _)| !is_current || *share > limits.unused_share)
         .collect();
-    wasteful.sort_by(|(a, first), (b, second)| b.total_cmp(a).then(first.cmp(second)));
+    chosen.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
     let mut copied = 0u64;
     let fits = |place: &usize| {
         let sum = copied.saturating_add(packs[*place].live);
@@ -38,7 +40,7 @@ pub fn packs_to_rewrite(packs: &[PackUse], limits: &RepackLimits) -> Vec<usize> 
         copied = sum;
         true
     };
-    wasteful.into_iter().map(|(_, place)| place).filter(fits).collect()
+    chosen.into_iter().map(|(.., place)| place).filter(fits).collect()
 }
 
 #[cfg(test)]
@@ -50,6 +52,7 @@ mod tests {
             .map(|(size, live)| PackUse {
                 size: *size,
                 live: *live,
+                is_outdated: false,
             })
             .collect()
     }
@@ -68,6 +71,20 @@ mod tests {
         assert_eq!(chosen(&of, 0.2, u64::MAX), [1, 2, 3]);
         assert!(chosen(&of, 0.95, u64::MAX).is_empty());
         assert_eq!(chosen(&of, 0.0, u64::MAX), [1, 2, 3, 4, 0]);
+    }
+
+    #[test]
+    fn what_is_outdated_comes_before_what_is_wasteful() {
+        let mut of = packs(&[(100, 10), (100, 100), (100, 90), (100, 50)]);
+        of[1].is_outdated = true;
+        of[2].is_outdated = true;
+        let limits = |unused_share, copied_bytes_max| RepackLimits {
+            unused_share,
+            copied_bytes_max,
+        };
+        assert_eq!(packs_to_rewrite(&of, &limits(0.2, u64::MAX)), [2, 1, 0, 3]);
+        assert_eq!(packs_to_rewrite(&of, &limits(1.0, u64::MAX)), [2, 1]);
+        assert_eq!(packs_to_rewrite(&of, &limits(0.2, 110)), [2, 0]);
     }
 
     #[test]

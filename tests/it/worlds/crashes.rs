@@ -252,6 +252,20 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
             Box::new(move |store, cache| rotate::run(&yard.open(&store, cache, 0)?).map(drop)),
         ),
         work(
+            "a prune that rekeys",
+            {
+                let (store, cache) = aged();
+                let repo = yard
+                    .open(&(Arc::new(store.clone()) as Arc<dyn Store>), &cache, 0)
+                    .unwrap();
+                rotate::run(&repo).unwrap();
+                drop(repo);
+                (store, cache)
+            },
+            &[own],
+            Box::new(move |store, cache| yard.rekey(store, cache, 0).map(drop)),
+        ),
+        work(
             "revoking a key",
             machine(0),
             &[],

@@ -192,7 +192,6 @@ impl Yard {
         grace: Duration,
         rewrites: bool,
     ) -> Result<prune::Report, OpError> {
-        let repo = self.open(&store, cache, machine)?;
         let options = prune::Options {
             grace,
             repack: rewrites.then_some(RepackLimits {
@@ -201,7 +200,31 @@ impl Yard {
             }),
             ..crate::prune::prune_options()
         };
-        prune::run(&repo, &options, &Progress::default())
+        self.prune_with(store, cache, machine, &options)
+    }
+
+    /// Everything that is sealed with secrets of before the last rotation is rewritten.
+    pub fn rekey(&self, store: Arc<dyn Store>, cache: &Path, machine: usize) -> Result<prune::Report, OpError> {
+        let options = prune::Options {
+            repack: Some(RepackLimits {
+                unused_share: 1.0,
+                copied_bytes_max: u64::MAX,
+            }),
+            rekey: true,
+            ..crate::prune::prune_options()
+        };
+        self.prune_with(store, cache, machine, &options)
+    }
+
+    fn prune_with(
+        &self,
+        store: Arc<dyn Store>,
+        cache: &Path,
+        machine: usize,
+        options: &prune::Options,
+    ) -> Result<prune::Report, OpError> {
+        let repo = self.open(&store, cache, machine)?;
+        prune::run(&repo, options, &Progress::default())
     }
 
     pub fn forget(
