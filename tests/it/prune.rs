@@ -736,10 +736,20 @@ fn doubt_stops_deletion() {
     };
     let first = |store: &MemoryStore, under: &str| keys(store, under).into_keys().next_back().unwrap();
     type Harm<'h> = (&'h str, Box<dyn Fn(&MemoryStore) + 'h>);
-    let harms: [Harm<'_>; 4] = [
+    let harms: [Harm<'_>; 5] = [
         (
             "an outcome",
             Box::new(|store| store.remove(&[store_key(&live)]).unwrap()),
+        ),
+        (
+            // As it is when some days have passed: then nothing but the number that is missing tells.
+            "an outcome whose session was tidied away",
+            Box::new(|store| {
+                store.remove(&[store_key(&live)]).unwrap();
+                store
+                    .remove(&keys(store, "sess/").into_keys().collect::<Vec<_>>())
+                    .unwrap();
+            }),
         ),
         (
             "all metadata",
