@@ -4,7 +4,7 @@ use crate::fault::{admin, assert_no_false_alarm, copy_dir, scratch, try_open, wr
 use crate::story::{noise, options, restore_options, tree};
 use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
-use larder::edge::store::{Prefix, Store, StoreKey};
+use larder::edge::store::{Part, Prefix, Store, StoreKey};
 use larder::ops::holders::{self, Duty};
 use larder::ops::prune::compact::{PartSizes, Uniting};
 use larder::ops::{OpError, Progress, backup, check, hold, prune, restore};
@@ -13,9 +13,9 @@ use larder::pure::chunk::Profile;
 use larder::pure::crypto::Secret;
 use larder::pure::format::config::Config;
 use larder::pure::format::mark::{Drop, DropKind, Hold};
-use larder::pure::format::name::ObjectName;
+use larder::pure::format::name::{ObjectName, PackKind};
 use larder::pure::format::session::SessionRole;
-use larder::pure::id::SessionId;
+use larder::pure::id::{PackId, SessionId};
 use larder::pure::plan::prune::RepackLimits;
 use larder::repo::open::{Credential, create_new, store_key};
 use larder::repo::session::Session;
@@ -27,7 +27,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -308,6 +308,43 @@ fn dry_run_says_the_same_and_writes_nothing() {
         (said.unused, said.used, said.bytes_alive),
         (done.unused, done.used, done.bytes_alive)
     );
+    // What was condemned and may be deleted by now is not either.
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let patient = prune::Options {
+        grace: Duration::from_secs(3_600),
+        ..prune_options()
+    };
+    yard.store.set_time(host::now());
+    let waits = prune_with(Arc::new(yard.store.clone()), &yard.cache(), &patient).unwrap();
+    assert!(waits.waiting.packs > 0 && waits.deleted.packs == 0, "{waits:?}");
+    yard.store.set_time(Timestamp(host::now().0 + 2 * 3_600_000_000_000));
+    let before = keys(&yard.store, "");
+    let said = prune_with(Arc::new(yard.store.clone()), &yard.cache(), &options).unwrap();
+    assert_eq!((keys(&yard.store, ""), said.deleted.packs), (before, 0));
+    assert_eq!(yard.prune().deleted, waits.waiting);
+}
+
+/// A pack that nobody lists may belong to a session that nobody has seen yet.
+#[test]
+fn orphans_are_condemned_when_they_are_old() {
+    let mut yard = Yard::with_nights();
+    let age = 3_600;
+    yard.small
+        .change_config(&yard.store, |config| config.gc.pack_age_seconds = age)
+        .unwrap();
+    let start = host::now();
+    yard.store.set_time(start);
+    let any = keys(&yard.store, "data/").into_keys().next().unwrap();
+    let bytes = yard.store.read(&any, Part::Whole).unwrap();
+    let orphan = ObjectName::Pack(PackKind::Data, PackId([3; 16]), SessionId([9; 16]));
+    create_new(&yard.store, &orphan, bytes.to_vec(), "an orphan").unwrap();
+    for (seconds, expected) in [(1, 0), (age - 10, 0), (age + 10, 1)] {
+        yard.store.set_time(Timestamp(start.0 + seconds as i64 * 1_000_000_000));
+        assert_eq!(yard.prune().orphaned.packs, expected, "after {seconds} s");
+    }
+    assert!(!keys(&yard.store, "data/").contains_key(&store_key(&orphan)));
 }
 
 /// A prune that deletes only leaves a pack for what is alive in it. A delta in it that nobody needs may have lost its base: that is no
@@ -645,12 +682,8 @@ fn silent_session_is_fenced_and_its_orphans_go() {
     // A pack of the dead session that it never listed.
     let source = yard.nights[2].0;
     let stray = keys(&yard.store, "data/").into_keys().next().unwrap();
-    let bytes = yard.store.read(&stray, larder::edge::store::Part::Whole).unwrap();
-    let orphan = ObjectName::Pack(
-        larder::pure::format::name::PackKind::Data,
-        larder::pure::id::PackId([3; 16]),
-        id,
-    );
+    let bytes = yard.store.read(&stray, Part::Whole).unwrap();
+    let orphan = ObjectName::Pack(PackKind::Data, PackId([3; 16]), id);
     create_new(&yard.store, &orphan, bytes.to_vec(), "an orphan").unwrap();
     yard.store.set_time(Timestamp(host::now().0 + 1_000_000_000));
     let report = yard.prune();
@@ -736,7 +769,18 @@ fn doubt_stops_deletion() {
     };
     let first = |store: &MemoryStore, under: &str| keys(store, under).into_keys().next_back().unwrap();
     type Harm<'h> = (&'h str, Box<dyn Fn(&MemoryStore) + 'h>);
-    let harms: [Harm<'_>; 5] = [
+    let rot = |store: &MemoryStore, key: &StoreKey| {
+        let mut bytes = store.read(key, Part::Whole).unwrap().to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        store.overwrite(key, bytes.into());
+    };
+    let tidy = |store: &MemoryStore| {
+        store
+            .remove(&keys(store, "sess/").into_keys().collect::<Vec<_>>())
+            .unwrap();
+    };
+    let harms: [Harm<'_>; 7] = [
         (
             "an outcome",
             Box::new(|store| store.remove(&[store_key(&live)]).unwrap()),
@@ -746,10 +790,19 @@ fn doubt_stops_deletion() {
             "an outcome whose session was tidied away",
             Box::new(|store| {
                 store.remove(&[store_key(&live)]).unwrap();
-                store
-                    .remove(&keys(store, "sess/").into_keys().collect::<Vec<_>>())
-                    .unwrap();
+                tidy(store);
             }),
+        ),
+        (
+            "a rotten outcome whose session was tidied away",
+            Box::new(|store| {
+                rot(store, &store_key(&live));
+                tidy(store);
+            }),
+        ),
+        (
+            "rotten metadata",
+            Box::new(|store| newest_meta(store).iter().for_each(|key| rot(store, key))),
         ),
         (
             "all metadata",
@@ -770,6 +823,10 @@ fn doubt_stops_deletion() {
     ];
     for (what, harm) in harms {
         for knows in [true, false] {
+            if knows && what.starts_with("a rotten outcome") {
+                // It was read before, and needs not be read again.
+                continue;
+            }
             let (store, known) = yard.fork();
             let cache = if knows { known } else { yard.fresh() };
             harm(&store);
@@ -1114,7 +1171,7 @@ fn forks_are_no_obstacle_as_long_as_nothing_is_missing() {
     let twin = report.snapshot.unwrap();
     for (key, _) in keys(&before, "") {
         if !keys(&yard.store, "").contains_key(&key) {
-            let bytes = before.read(&key, larder::edge::store::Part::Whole).unwrap();
+            let bytes = before.read(&key, Part::Whole).unwrap();
             assert_eq!(
                 yard.store.create(&key, bytes).unwrap(),
                 larder::edge::store::Created::New
@@ -1206,7 +1263,7 @@ fn sound_copy_is_kept_and_not_the_damaged_one() {
         first.len()
     );
     for key in &own {
-        let mut bytes = yard.store.read(key, larder::edge::store::Part::Whole).unwrap().to_vec();
+        let mut bytes = yard.store.read(key, Part::Whole).unwrap().to_vec();
         for at in (200..bytes.len().min(900_000)).step_by(5_000) {
             bytes[at] ^= 1;
         }
