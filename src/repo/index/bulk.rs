@@ -4,7 +4,7 @@
 //!
 //! The runs count when all rows are there. If it breaks off before that, taking them in again, in whatever way, continues to be right.
 
-use super::catalog::{self, StoredCopy, insert_copy, insert_deltas};
+use super::catalog::{self, CopyWriter, StoredCopy, insert_deltas};
 use super::{IndexError, LocalIndex, Trouble};
 use crate::pure::format::run::RunContent;
 use crate::pure::id::{ChunkId, KeyId, SessionId};
@@ -112,7 +112,10 @@ impl<'i> BulkImport<'i> {
             let rows = read_back(bucket).map_err(no_room)?;
             for rows in rows.chunks(ROWS_AT_ONCE) {
                 self.index.add_chunks(
-                    |connection| rows.iter().try_for_each(|(id, copy)| insert_copy(connection, id, copy)),
+                    |connection| {
+                        let mut writer = CopyWriter::new(connection)?;
+                        rows.iter().try_for_each(|(id, copy)| writer.put(id, copy))
+                    },
                     |add| rows.iter().for_each(|(id, _)| add(id)),
                 )?;
             }

@@ -11,7 +11,7 @@ use crate::pure::format::name::PackKind;
 use crate::pure::format::pack::PackRecord;
 use crate::pure::format::run::{RunChunk, RunContent, RunDelta, RunPack, StoredAs};
 use crate::pure::id::{ChunkId, KeyId, PackId, SessionId};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement, params};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
@@ -835,10 +835,13 @@ fn tidy_chunks(connection: &Connection, gone: &HashSet<u32>, after: &ChunkId) ->
             continue;
         }
         remove_copy(connection, "DELETE FROM chunk WHERE id = ?1 AND pack = ?2", &id, pack)?;
-        let mut others = copies(connection, "SELECT pack, off, tl FROM chunk_dup WHERE id = ?1", &id)?;
+        let mut others = copies(
+            &mut *connection.prepare_cached("SELECT pack, off, tl FROM chunk_dup WHERE id = ?1")?,
+            &id,
+        )?;
         let mut best = None;
         for copy in others.drain(..) {
-            let rank = preference(connection, &copy)?;
+            let rank = preference(&copy, state_of(connection, copy.pack)?);
             if best.is_none_or(|(known, _)| rank > known) {
                 best = Some((rank, copy));
             }
@@ -847,7 +850,11 @@ fn tidy_chunks(connection: &Connection, gone: &HashSet<u32>, after: &ChunkId) ->
             connection
                 .prepare_cached("DELETE FROM chunk_dup WHERE id = ?1 AND pack = ?2")?
                 .execute(params![id.as_bytes(), copy.pack])?;
-            put_copy(connection, "INSERT INTO chunk VALUES (?1, ?2, ?3, ?4)", &id, &copy)?;
+            put_copy(
+                &mut *connection.prepare_cached("INSERT INTO chunk VALUES (?1, ?2, ?3, ?4)")?,
+                &id,
+                &copy,
+            )?;
         }
     }
     Ok(last)
@@ -1095,6 +1102,7 @@ fn insert_chunks(
             .copied()
             .ok_or_else(|| wrong("a record uses a pack that is not there"))
     };
+    let mut writer = CopyWriter::new(connection)?;
     for chunk in chunks {
         if chunk.stored_len >= 1 << 28 {
             return Err(wrong("a record is longer than any frame"));
@@ -1105,21 +1113,75 @@ fn insert_chunks(
             stored_as: chunk.stored_as,
             stored_len: chunk.stored_len,
         };
-        insert_copy(connection, &chunk.id, &copy)?;
+        writer.put(&chunk.id, &copy)?;
     }
     insert_deltas(connection, name, deltas, packs)
 }
 
-/// Adds one copy of a chunk.
-pub(super) fn insert_copy(connection: &Connection, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
-    let (off, tl) = copy.columns(id);
-    let inserted = connection
-        .prepare_cached("INSERT INTO chunk VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING")?
-        .execute(params![id.as_bytes(), copy.pack, off, tl])?;
-    if inserted == 0 {
-        add_copy(connection, id, copy)
-    } else {
+/// Adds copies of chunks. Runs have millions of rows, so statements are looked up once, and so is what is known of packs, which does
+/// not change meanwhile.
+pub(super) struct CopyWriter<'c> {
+    connection: &'c Connection,
+    insert: CachedStatement<'c>,
+    select: CachedStatement<'c>,
+    replace: CachedStatement<'c>,
+    insert_other: CachedStatement<'c>,
+    remove_other: CachedStatement<'c>,
+    states: HashMap<u32, Option<PackState>>,
+}
+
+impl<'c> CopyWriter<'c> {
+    pub(super) fn new(connection: &'c Connection) -> Result<CopyWriter<'c>, Trouble> {
+        Ok(CopyWriter {
+            connection,
+            insert: connection.prepare_cached("INSERT INTO chunk VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING")?,
+            select: connection.prepare_cached("SELECT pack, off, tl FROM chunk WHERE id = ?1")?,
+            replace: connection.prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4)")?,
+            insert_other: connection.prepare_cached("INSERT OR REPLACE INTO chunk_dup VALUES (?1, ?2, ?3, ?4)")?,
+            remove_other: connection.prepare_cached("DELETE FROM chunk_dup WHERE id = ?1 AND pack = ?2")?,
+            states: HashMap::new(),
+        })
+    }
+
+    /// Adds one copy.
+    pub(super) fn put(&mut self, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
+        match put_copy(&mut self.insert, id, copy)? {
+            0 => self.put_another(id, copy),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds a copy of a chunk that has one already: the better one goes to `chunk`, the other one to `chunk_dup`.
+    fn put_another(&mut self, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
+        let preferred = copies(&mut self.select, id)?;
+        let preferred = preferred
+            .first()
+            .ok_or(Trouble::Damaged("a chunk row is not where its key is"))?;
+        if preferred == copy {
+            return Ok(());
+        }
+        if preferred.pack == copy.pack || self.preference(copy)? > self.preference(preferred)? {
+            if preferred.pack != copy.pack {
+                self.remove_other.execute(params![id.as_bytes(), copy.pack])?;
+                put_copy(&mut self.insert_other, id, preferred)?;
+            }
+            put_copy(&mut self.replace, id, copy)?;
+        } else {
+            put_copy(&mut self.insert_other, id, copy)?;
+        }
         Ok(())
+    }
+
+    fn preference(&mut self, copy: &StoredCopy) -> Result<(bool, bool, bool), Trouble> {
+        let state = match self.states.get(&copy.pack) {
+            Some(state) => *state,
+            None => {
+                let state = state_of(self.connection, copy.pack)?;
+                self.states.insert(copy.pack, state);
+                state
+            }
+        };
+        Ok(preference(copy, state))
     }
 }
 
@@ -1177,54 +1239,13 @@ pub(super) fn finish_run(
     take_over(connection, run)
 }
 
-/// Adds a copy of a chunk that has one already: the better one goes to `chunk`, the other one to `chunk_dup`.
-fn add_copy(connection: &Connection, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
-    let preferred = copies(connection, "SELECT pack, off, tl FROM chunk WHERE id = ?1", id)?;
-    let preferred = preferred
-        .first()
-        .ok_or(Trouble::Damaged("a chunk row is not where its key is"))?;
-    if preferred == copy {
-        return Ok(());
-    }
-    if preferred.pack == copy.pack || preference(connection, copy)? > preference(connection, preferred)? {
-        if preferred.pack != copy.pack {
-            connection
-                .prepare_cached("DELETE FROM chunk_dup WHERE id = ?1 AND pack = ?2")?
-                .execute(params![id.as_bytes(), copy.pack])?;
-            put_copy(
-                connection,
-                "INSERT OR REPLACE INTO chunk_dup VALUES (?1, ?2, ?3, ?4)",
-                id,
-                preferred,
-            )?;
-        }
-        put_copy(
-            connection,
-            "INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4)",
-            id,
-            copy,
-        )
-    } else {
-        put_copy(
-            connection,
-            "INSERT OR REPLACE INTO chunk_dup VALUES (?1, ?2, ?3, ?4)",
-            id,
-            copy,
-        )
-    }
-}
-
-fn put_copy(connection: &Connection, sql: &str, id: &ChunkId, copy: &StoredCopy) -> Result<(), Trouble> {
+fn put_copy(statement: &mut Statement<'_>, id: &ChunkId, copy: &StoredCopy) -> Result<usize, Trouble> {
     let (off, tl) = copy.columns(id);
-    connection
-        .prepare_cached(sql)?
-        .execute(params![id.as_bytes(), copy.pack, off, tl])?;
-    Ok(())
+    Ok(statement.execute(params![id.as_bytes(), copy.pack, off, tl])?)
 }
 
 /// Returns the copies of one id in one of the two tables.
-fn copies(connection: &Connection, sql: &str, id: &ChunkId) -> Result<Vec<StoredCopy>, Trouble> {
-    let mut statement = connection.prepare_cached(sql)?;
+fn copies(statement: &mut Statement<'_>, id: &ChunkId) -> Result<Vec<StoredCopy>, Trouble> {
     let mut rows = statement.query([id.as_bytes()])?;
     let mut copies = Vec::new();
     while let Some(row) = rows.next()? {
@@ -1233,16 +1254,19 @@ fn copies(connection: &Connection, sql: &str, id: &ChunkId) -> Result<Vec<Stored
     Ok(copies)
 }
 
-/// Usable before not usable, full before delta, described by a run before own. Only saves work: a lookup looks at every
-/// copy before it says that there is none.
-fn preference(connection: &Connection, copy: &StoredCopy) -> Result<(bool, bool, bool), Trouble> {
+fn state_of(connection: &Connection, pack: u32) -> Result<Option<PackState>, Trouble> {
     let state: Option<i64> = connection
         .prepare_cached("SELECT state FROM pack WHERE h = ?1")?
-        .query_row([copy.pack], |row| row.get(0))
+        .query_row([pack], |row| row.get(0))
         .optional()?;
-    let state = state.map(PackState::from_number).transpose()?;
+    state.map(PackState::from_number).transpose()
+}
+
+/// Usable before not usable, full before delta, described by a run before own. Only saves work: a lookup looks at every
+/// copy before it says that there is none.
+fn preference(copy: &StoredCopy, state: Option<PackState>) -> (bool, bool, bool) {
     let usable = matches!(state, Some(PackState::Live | PackState::Mine));
-    Ok((usable, copy.is_full(), state == Some(PackState::Live)))
+    (usable, copy.is_full(), state == Some(PackState::Live))
 }
 
 pub(super) fn kind_from_number(number: i64) -> Result<PackKind, Trouble> {
