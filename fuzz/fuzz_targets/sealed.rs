@@ -12,7 +12,7 @@ use larder::pure::format::envelope::{self, EnvelopeHead, EnvelopeKind};
 use larder::pure::format::grant::Grant;
 use larder::pure::format::mark::{Attest, Drop, Hold};
 use larder::pure::format::name::ObjectName;
-use larder::pure::format::outcome::StoredOutcome;
+use larder::pure::format::outcome::Outcome;
 use larder::pure::format::run::{self, RunHead};
 use larder::pure::format::session::{Acknowledgement, Registration};
 use larder::pure::format::signed;
@@ -45,6 +45,8 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         meta: Some(secret(5)),
         data: Some(secret(6)),
         psk: Some(secret(7)),
+        pk_meta: None,
+        pk_data: None,
         id_meta: None,
     };
     let signer = Signer::new(KID, &secret(8), &REPO);
@@ -101,7 +103,7 @@ fuzz_target!(|data: &[u8]| {
         0 => {
             let name = ObjectName::Outcome(SESSION);
             if let Some(object) = sealed(EnvelopeKind::Outcome, class(ObjectClass::Outcome), &name, false) {
-                if let Ok(outcome) = StoredOutcome::decode(&object, &SESSION, keys, verifier) {
+                if let Ok(outcome) = Outcome::decode(&object, &SESSION, keys, verifier) {
                     let _ = outcome.manifest(keys);
                 }
             }
