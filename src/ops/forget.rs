@@ -199,11 +199,19 @@ pub fn carry_out(repo: &Repo, mut plan: Plan, progress: &Progress) -> Result<Rep
             doomed[usize::from(!is_suspect)].push((id, reasons.join(", ")));
         }
     }
+    let drop = |(session, reason): &(SessionId, String)| match repo.drop_snapshot(session, reason) {
+        // A mark takes a little space, and is what frees much.
+        Err(error) if error.is_full() => {
+            repo.store.give_up_reserve();
+            repo.drop_snapshot(session, reason)
+        }
+        done => done,
+    };
     for some in doomed.iter().flat_map(|doomed| doomed.chunks(MARKS_AT_ONCE)) {
         if progress.is_cancelled() {
             return Err(RepoError::Interrupted.into());
         }
-        for result in at_once(some, |(session, reason)| repo.drop_snapshot(session, reason)) {
+        for result in at_once(some, drop) {
             result?;
         }
         report.forgotten.extend(some.iter().map(|(session, _)| *session));
