@@ -329,8 +329,14 @@ impl<'r> BlobReader<'r> {
         Ok(window)
     }
 
-    fn forget_windows(&self) {
-        self.windows.lock().clear();
+    /// What did not open is read again, and nothing else.
+    fn forget_windows(&self, place: &ChunkPlace) {
+        let start = u64::from(place.offset);
+        let end = start + u64::from(place.stored_len);
+        let mut windows = self.windows.lock();
+        for number in start / ALIGN..=(end - 1) / ALIGN {
+            windows.remove(&(place.pack, number));
+        }
     }
 
     /// Reads a blob into `out` and verifies it. Tries every copy, each several times before it counts as damaged.
@@ -402,7 +408,7 @@ impl<'r> BlobReader<'r> {
                 Err(error) if attempt == READS_BEFORE_DAMAGE => return Err(error),
                 Err(_) => {
                     attempt += 1;
-                    self.forget_windows();
+                    self.forget_windows(place);
                 }
             }
         }

@@ -39,10 +39,11 @@ impl<K: Hash + Eq + Copy, V: Clone> Recent<K, V> {
         }
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.values.clear();
-        self.order.clear();
+    /// Forgets one.
+    pub fn remove(&mut self, key: &K) {
+        if self.values.remove(key).is_some() {
+            self.order.retain(|other| other != key);
+        }
     }
 }
 
@@ -62,7 +63,11 @@ mod tests {
             (recent.get(&96), recent.get(&97), recent.get(&99)),
             (None, Some(291), Some(297))
         );
-        recent.clear();
-        assert_eq!(recent.get(&99), None);
+        recent.remove(&99);
+        assert_eq!((recent.get(&98), recent.get(&99)), (Some(294), None));
+        for number in 200..202 {
+            recent.put(number, 1);
+        }
+        assert_eq!((recent.values.len(), recent.order.len()), (3, 3));
     }
 }
