@@ -180,6 +180,25 @@ def parity():
         parts.append(bytes(out).hex())
     put("RS Cauchy m=2 k=3 matrix", matrix)
     put("RS parity of 01020304,05060708,090a0b0c", parts)
+    # A whole sidecar: k = 100, m = 4, blocks of 4096 bytes.
+    m, k, size = 4, 100, 4096
+    data = bytes((i * i >> 5) & 255 for i in range(100_000))
+    blocks = [data[i:i + size].ljust(size, b"\0") for i in range(0, len(data), size)]
+    stripes = -(-len(blocks) // k)
+    sums = [bytearray(size) for _ in range(m * stripes)]
+    for b, block in enumerate(blocks):
+        stripe, j = b % stripes, b // stripes
+        for i in range(m):
+            factor = exp[255 - log[i ^ (m + j)]]
+            table = bytes(exp[log[factor] + log[x]] if x else 0 for x in range(256))
+            total = int.from_bytes(sums[i * stripes + stripe], "big") ^ int.from_bytes(block.translate(table), "big")
+            sums[i * stripes + stripe] = total.to_bytes(size, "big")
+    head = b"LARDERX1" + k.to_bytes(2, "little") + m.to_bytes(2, "little") + size.to_bytes(4, "little")
+    head += len(data).to_bytes(8, "little") + h(data) + bytes(8)
+    sidecar = head + b"".join(h(block)[:8] for block in blocks + sums) + b"".join(sums) + head
+    sidecar += h(sidecar)
+    put("parity sidecar of 100000 bytes (i*i >> 5) & 255, len", len(sidecar))
+    put("parity sidecar of 100000 bytes (i*i >> 5) & 255, blake3", h(sidecar))
 
 
 # ---------------------------------------------------------------- HPKE (slot method 2)

@@ -3,6 +3,7 @@
 use super::again::READS_BEFORE_DAMAGE;
 use super::error::{RepoError, object_error, store_error};
 use super::index::{LocalIndex, NodeCache};
+use super::parity::ParityStore;
 use super::standing::{Standing, state_name};
 use crate::edge::host;
 use crate::edge::store::{Created, Listed, Part, Prefix, Store, StoreKey};
@@ -503,8 +504,12 @@ impl Locked {
             ));
             NodeCache::none(&repo, &cache_key)
         });
+        let store: Arc<dyn Store> = match self.config.parity {
+            Some(shape) if self.store.is_local() => Arc::new(ParityStore::new(self.store, shape)),
+            _ => self.store,
+        };
         Ok(Repo {
-            store: self.store,
+            store,
             keys: Arc::new(keys),
             signer,
             verifier,

@@ -253,6 +253,10 @@ impl<S: Store> Store for FaultStore<S> {
         self.run("deleting", &keys.len(), || self.inner.remove(keys))
     }
 
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        self.run("putting back", key, || self.inner.put_back(key, body))
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         self.run("preparing", &"the place", || self.inner.prepare())
     }

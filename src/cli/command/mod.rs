@@ -12,6 +12,7 @@ mod forget;
 mod hold;
 mod key;
 mod ls;
+mod parity;
 mod policy;
 mod prune;
 mod repair;
@@ -42,6 +43,7 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Copy(args)) => copy::run(context, &args),
         Command::Repo(RepoCommand::Replicate(args)) => replicate::run(context, &args),
         Command::Repo(RepoCommand::Promote { force }) => replicate::promote(context, force),
+        Command::Repo(RepoCommand::Parity(args)) => parity::run(context, &args),
         Command::Repo(RepoCommand::Repair(command)) => repair::run(context, &command),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),

@@ -22,8 +22,10 @@ pub fn run(context: &Context, command: &RepairCommand) -> Result<(), Failure> {
             None => repair_packs(context, args),
             Some(code) => accept_loss(context, code),
         },
-        RepairCommand::Snapshots { void: None } => repair_snapshots(context),
-        RepairCommand::Snapshots { void: Some(session) } => void(context, session),
+        RepairCommand::Snapshots { void: None, dry_run } => repair_snapshots(context, *dry_run),
+        RepairCommand::Snapshots {
+            void: Some(session), ..
+        } => void(context, session),
     }
 }
 
@@ -47,17 +49,20 @@ fn repair_index(context: &Context, dry_run: bool) -> Result<(), Failure> {
     } else if plan.is_empty() {
         output.say("every index run is there and whole, and every pack is described")?;
     } else {
-        let done = if dry_run { "would list" } else { "listed" };
-        output.say(format!(
-            "{done} {} of {} again{}",
-            count(report.blobs, "blob", "blobs"),
-            count(report.packs, "pack", "packs"),
-            if dry_run {
-                String::new()
-            } else {
-                format!(" in {}", count(report.runs, "run", "runs"))
-            },
-        ))?;
+        tell_healed(context, &report.healed, "run", "runs", dry_run)?;
+        if report.packs > 0 || report.healed.is_empty() {
+            let done = if dry_run { "would list" } else { "listed" };
+            output.say(format!(
+                "{done} {} of {} again{}",
+                count(report.blobs, "blob", "blobs"),
+                count(report.packs, "pack", "packs"),
+                if dry_run {
+                    String::new()
+                } else {
+                    format!(" in {}", count(report.runs, "run", "runs"))
+                },
+            ))?;
+        }
         for (name, why) in report.unreadable.iter().take(SHOWN_MAX) {
             output.line(format!("lost: {name} does not say what is in it: {why}"))?;
         }
@@ -114,7 +119,7 @@ fn index_json(plan: &index::Plan, report: &index::Report, dry_run: bool, started
         .collect();
     json!({
         "type": "repair_index", "version": 1, "dry_run": dry_run, "runs_missing": plan.lost.missing, "runs_damaged": damaged,
-        "packs_listed": report.packs, "blobs_listed": report.blobs, "packs_unreadable": unreadable, "runs_written": report.runs,
+        "healed": names(&report.healed), "packs_listed": report.packs, "blobs_listed": report.blobs, "packs_unreadable": unreadable, "runs_written": report.runs,
         "check": report.after.as_ref().map(|after| report_json(after, started)), "notes": plan.notes, "seconds": started.elapsed().as_secs_f64(),
     })
 }
@@ -197,7 +202,8 @@ fn why(bad: &Bad) -> String {
 fn tell_packs(context: &Context, bad: &[Bad], report: &packs::Report, dry_run: bool) -> Result<(), Failure> {
     let output = &context.output;
     let verb = |done: &'static str, would: &'static str| if dry_run { would } else { done };
-    if !bad.is_empty() {
+    tell_healed(context, &report.healed, "pack", "packs", dry_run)?;
+    if bad.len() > report.healed.len() {
         output.say(format!(
             "{} {} ({}); {} in other packs as well",
             verb("copied", "would copy"),
@@ -227,7 +233,7 @@ fn packs_json(bad: &[Bad], report: &packs::Report, dry_run: bool, started: Insta
         .collect();
     let lost: Vec<String> = report.lost.iter().map(ToString::to_string).collect();
     json!({
-        "type": "repair_packs", "version": 1, "dry_run": dry_run, "packs": bad, "blobs_copied": report.copied,
+        "type": "repair_packs", "version": 1, "dry_run": dry_run, "packs": bad, "healed": names(&report.healed), "blobs_copied": report.copied,
         "bytes_copied": report.bytes_copied, "blobs_elsewhere": report.elsewhere, "chunks_lost": lost,
         "check": report_json(&report.after, started), "seconds": started.elapsed().as_secs_f64(),
     })
@@ -283,16 +289,44 @@ fn tell_loss(context: &Context, loss: &Loss, report: &check::Report, started: In
     ))
 }
 
-/// Says which snapshots cannot be read, and which files of the others are lost.
-fn repair_snapshots(context: &Context) -> Result<(), Failure> {
+/// Says what parity has put back, or would.
+fn tell_healed(context: &Context, healed: &[ObjectName], one: &str, many: &str, dry_run: bool) -> Result<(), Failure> {
+    if healed.is_empty() {
+        return Ok(());
+    }
+    for name in healed.iter().take(SHOWN_MAX) {
+        context.output.line(format!("{name}: parity rebuilds it"))?;
+    }
+    let done = if dry_run { "would put back" } else { "put back" };
+    context
+        .output
+        .say(format!("{done} {} as before", count(healed.len() as u64, one, many)))
+}
+
+fn names(objects: &[ObjectName]) -> Vec<String> {
+    objects.iter().map(ToString::to_string).collect()
+}
+
+/// Puts back what parity rebuilds, and says which snapshots cannot be read then, and which files of the others are lost.
+fn repair_snapshots(context: &Context, dry_run: bool) -> Result<(), Failure> {
     let started = Instant::now();
     let repo = context.repo()?;
     let threads = context.threads_with_packs(&repo)?;
-    let plan = context
-        .run("looking at snapshots", |progress| {
-            snapshots::plan(&repo, threads, progress)
-        })
-        .doing("looking at snapshots")?;
+    let look = || {
+        context
+            .run("looking at snapshots", |progress| {
+                snapshots::plan(&repo, threads, progress)
+            })
+            .doing("looking at snapshots")
+    };
+    let mut plan = look()?;
+    let mut healed = plan.healable.clone();
+    if !dry_run && !healed.is_empty() {
+        healed = context
+            .run("putting back", |progress| snapshots::put_back(&repo, &plan, progress))
+            .doing("putting back what is damaged")?;
+        plan = look()?;
+    }
     let output = &context.output;
     if output.json {
         let row = |unreadable: &snapshots::Unreadable| {
@@ -306,9 +340,10 @@ fn repair_snapshots(context: &Context) -> Result<(), Failure> {
         };
         let rows: Vec<Value> = plan.unreadable.iter().map(row).collect();
         output.json(&json!({
-            "type": "repair_snapshots", "version": 1, "unreadable": rows, "check": report_json(&plan.check, started),
+            "type": "repair_snapshots", "version": 1, "dry_run": dry_run, "healed": names(&healed), "unreadable": rows, "check": report_json(&plan.check, started),
         }))?;
     } else {
+        tell_healed(context, &healed, "object", "objects", dry_run)?;
         for unreadable in &plan.unreadable {
             tell_unreadable(context, unreadable)?;
         }

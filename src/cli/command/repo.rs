@@ -103,7 +103,7 @@ pub fn info(context: &Context) -> Result<(), Failure> {
             "format": 1, "config": config.sequence, "config_created": rfc3339(config.created), "epoch": config.epoch,
             "chunker": chunker.map(|profile| json!({"min": profile.min, "center": profile.center, "max": profile.max})),
             "zstd_level": config.zstd_level, "data_pack_bytes": config.data_pack_bytes, "meta_pack_bytes": config.meta_pack_bytes,
-            "conditional_writes": config.gc.conditional_writes, "writable": config.writable(), "keys": keys,
+            "parity": config.parity.is_some(), "conditional_writes": config.gc.conditional_writes, "writable": config.writable(), "keys": keys,
             "cache": repo.state_dir.display().to_string(),
         }));
     }
@@ -128,6 +128,9 @@ pub fn info(context: &Context) -> Result<(), Failure> {
         format_bytes(config.meta_pack_bytes),
         config.zstd_level
     ))?;
+    if config.parity.is_some() {
+        output.line("parity       beside every object, in directories")?;
+    }
     if !config.gc.conditional_writes {
         output.line("store        without conditional writes: the weaker mode")?;
     }
@@ -325,7 +328,7 @@ pub(super) fn report_json(report: &Report, started: Instant) -> Value {
         "chunks_verified": report.chunks_verified, "packs_left": report.packs_left,
         "packs_never_verified": report.never_verified, "oldest_verified": report.oldest_verified.map(|time| rfc3339(Timestamp(time))),
         "unknown_objects_total": report.unknown_objects_total, "unknown_objects": report.unknown_objects,
-        "packs_unreferenced": report.unreferenced_packs, "findings_total": report.findings_total, "findings": findings,
+        "packs_unreferenced": report.unreferenced_packs, "objects_without_parity": report.without_parity, "findings_total": report.findings_total, "findings": findings,
         "damaged_files_total": report.damaged_files_total, "damaged_files": files, "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })

@@ -159,6 +159,15 @@ impl<S: Store> Store for CountingStore<S> {
         Ok(())
     }
 
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        let counters = &*self.meter.0;
+        counters.creates.fetch_add(1, Relaxed);
+        let length = body.len() as u64;
+        self.inner.put_back(key, body)?;
+        counters.bytes_written.fetch_add(length, Relaxed);
+        Ok(())
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         self.inner.prepare()
     }

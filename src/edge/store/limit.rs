@@ -172,6 +172,13 @@ impl<S: Store> Store for LimitedStore<S> {
         self.inner.remove(keys)
     }
 
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        if let Some(limiter) = &self.limits.upload {
+            limiter.pass("putting back", key, body.len() as u64)?;
+        }
+        self.inner.put_back(key, body)
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         self.inner.prepare()
     }

@@ -489,6 +489,26 @@ impl Store for LocalStore {
         Ok(())
     }
 
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        refuse_empty(key, &body)?;
+        let failed = |errno| self.failed("putting back", key, errno);
+        let path = self.path(key);
+        let tmp = self.root.join("tmp").join(random_name()?);
+        self.write_tmp(&tmp, key, &body).map_err(failed)?;
+        // Over what is there: whoever has that open goes on reading it.
+        let named = match rustix::fs::rename(&tmp, &path) {
+            Err(Errno::NOENT) if self.is_there() => {
+                self.make_parents(&path).and_then(|()| rustix::fs::rename(&tmp, &path))
+            }
+            other => other,
+        };
+        let durable = named.and_then(|()| path.parent().map_or(Ok(()), sync_directory));
+        durable.map_err(|errno| {
+            let _ = rustix::fs::unlink(&tmp);
+            failed(errno)
+        })
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         let failed = |errno| match errno {
             Errno::NOENT => StoreError::new("connecting to", self.location(), Failure::Unreachable)
@@ -774,6 +794,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_put_back_takes_the_place_of_what_is_there_or_not() {
+        let (directory, store) = store();
+        create(&store, "snap/00", b"damaged");
+        for name in ["snap/00", "par/data/00/00-00"] {
+            store
+                .put_back(&key(name), Bytes::from_static(b"as it was"))
+                .expect("putting back");
+            assert_eq!(&store.read(&key(name), Part::Whole).expect("reading")[..], b"as it was");
+        }
+        assert!(store.put_back(&key("snap/00"), Bytes::new()).is_err());
+        let left = std::fs::read_dir(directory.path().join("repo/tmp")).expect("listing");
+        let mut left = left.map(|entry| entry.expect("listing").file_name());
+        assert!(left.all(|name| name == "reserve"), "nothing is left behind");
+    }
+
+    #[test]
     fn a_place_without_a_repository_is_unreachable_and_stays_untouched() {
         let directory = tempfile::tempdir().expect("a directory");
         for root in [directory.path().join("absent"), directory.path().to_path_buf()] {
@@ -786,6 +822,7 @@ mod tests {
                 store.stat(&snap).map(|_| ()),
                 store.list(&everything, &mut |_| {}),
                 store.remove(std::slice::from_ref(&snap)),
+                store.put_back(&snap, Bytes::from_static(b"x")),
             ];
             for error in errors {
                 let error = error.expect_err("no repository");

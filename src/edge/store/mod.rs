@@ -75,7 +75,7 @@ pub struct Abilities {
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {object} failed ({class:?})")]
 pub struct StoreError {
-    /// What was being done: "reading", "writing", "listing", "deleting", "connecting to".
+    /// What was being done: "reading", "writing", "listing", "deleting", "putting back", "connecting to".
     pub what: &'static str,
     /// Key, prefix or location.
     pub object: String,
@@ -187,6 +187,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn stat(&self, key: &StoreKey) -> Result<Stat, StoreError>;
     /// Deletes objects; absent ones are fine.
     fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError>;
+    /// Gives a damaged or lost object its bytes back, under its name, all at once. The one way in which bytes of an object are ever
+    /// replaced: the caller has proven that these are the ones that it was created with. Only a directory can do it.
+    fn put_back(&self, key: &StoreKey, _body: Bytes) -> Result<(), StoreError> {
+        Err(StoreError::new("putting back", key, Failure::Permanent)
+            .caused_by("objects of this store are not replaced"))
+    }
     /// Prepares an empty place for a repository (directories, or a check that the bucket is there).
     fn prepare(&self) -> Result<(), StoreError>;
     /// Tries out what the store does under `tmp/` and cleans up.
@@ -243,6 +249,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     }
     fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
         (**self).remove(keys)
+    }
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        (**self).put_back(key, body)
     }
     fn prepare(&self) -> Result<(), StoreError> {
         (**self).prepare()

@@ -362,6 +362,10 @@ impl<S: Store> Store for RetryStore<S> {
             .try_for_each(|batch| self.persist(|| self.inner.remove(batch)))
     }
 
+    fn put_back(&self, key: &StoreKey, body: Bytes) -> Result<(), StoreError> {
+        self.persist(|| self.inner.put_back(key, body.clone()))
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         self.persist(|| self.inner.prepare())
     }

@@ -11,6 +11,7 @@ mod lost;
 mod options;
 mod packs;
 mod parents;
+mod parity;
 mod read_data;
 mod report;
 mod side_by_side;
@@ -30,6 +31,7 @@ use keys::{check_keys, check_names};
 use lost::Lost;
 use packs::{check_ledger, check_packs_exist, choose_packs};
 use parents::check_parents;
+use parity::check_parity;
 use read_data::read_packs;
 use trees::check_trees;
 
@@ -45,6 +47,7 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     let mut report = Report::default();
     check_names(repo, &mut report)?;
     check_keys(repo, &mut report)?;
+    check_parity(repo, &mut report)?;
     let mut snapshots = check_history(repo, &mut report)?;
     if let Some(only) = &options.snapshot {
         snapshots.retain(|snapshot| snapshot.id == only.id);

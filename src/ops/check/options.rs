@@ -1,6 +1,8 @@
 //! What a check is asked to do.
 
+use crate::pure::id::PackId;
 use crate::repo::snapshots::Snapshot;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Which packs have their data read.
@@ -14,6 +16,8 @@ pub enum Subset {
     Bytes(u64),
     /// The packs verified longest ago, up to this share of all bytes, in thousandths of a percent.
     Share(u32),
+    /// Just these.
+    These(HashSet<PackId>),
 }
 
 /// What to check.

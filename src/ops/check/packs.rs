@@ -217,6 +217,7 @@ pub(super) fn choose_packs(
     let total: u64 = chosen.iter().map(|pack| u64::from(pack.size)).sum();
     match subset {
         Subset::All => {}
+        Subset::These(these) => chosen.retain(|pack| these.contains(&pack.pack)),
         Subset::Part { number, of } => chosen.retain(|pack| {
             let bytes = pack.pack.0;
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) % of == number - 1

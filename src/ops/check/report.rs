@@ -45,6 +45,8 @@ pub struct Report {
     pub unknown_objects_total: u64,
     /// Packs at the store that this machine knows nothing of.
     pub unreferenced_packs: u64,
+    /// Objects without a parity sidecar; `None` where there are to be none.
+    pub without_parity: Option<u64>,
     /// The first ten thousand.
     pub findings: Vec<Finding>,
     pub findings_total: u64,

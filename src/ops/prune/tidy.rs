@@ -8,6 +8,7 @@ use super::Work;
 use super::steps::{nanos, sync_index};
 use super::survey::ListedPack;
 use super::sweep::DELETED_AT_ONCE;
+use crate::edge::store::StoreKey;
 use crate::ops::OpError;
 use crate::pure::base::Timestamp;
 use crate::pure::format::condemn::{CondemnKind, Condemnation};
@@ -19,6 +20,7 @@ use crate::repo::compacted::read_through;
 use crate::repo::error::{object_error, store_error};
 use crate::repo::index::PackState;
 use crate::repo::open::{list_names, read_whole, store_key};
+use crate::repo::parity::sidecar_key;
 use crate::repo::runs::{ListedRun, ValidRuns};
 use crate::repo::snapshots::HistoryState;
 use std::collections::{HashMap, HashSet};
@@ -156,7 +158,13 @@ fn retire(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), OpError>
     let described = described(repo, &repo.valid_runs()?)?;
     let mut retired = Vec::new();
     for (generation, packs) in empty {
-        if !packs.iter().any(|pack| described.contains(pack)) && is_reclaim(repo, &generation)? {
+        if packs.iter().any(|pack| described.contains(pack)) {
+            continue;
+        }
+        let condemnation = condemnation(repo, &generation)?;
+        // A quarantine says which chunks are lost; that stays known.
+        if condemnation.kind != CondemnKind::Quarantine {
+            remove_parity(work, &condemnation)?;
             retired.push(ObjectName::Condemnation(generation));
         }
     }
@@ -181,11 +189,26 @@ fn described(repo: &Repo, valid: &ValidRuns) -> Result<HashSet<PackId>, OpError>
     Ok(described)
 }
 
-/// A quarantine says which chunks are lost; that stays known.
-fn is_reclaim(repo: &Repo, generation: &SessionId) -> Result<bool, OpError> {
+/// The sidecar of a pack goes with it ([`crate::repo::parity`]), unless the pack was gone before the sweep, or somebody was just writing
+/// the sidecar. Nobody knows of the pack when its condemnation is retired, so that is when the last of it goes.
+fn remove_parity(work: &mut Work<'_, '_>, condemnation: &Condemnation) -> Result<(), OpError> {
+    if work.repo.config.parity.is_none() || !work.repo.store.is_local() {
+        return Ok(());
+    }
+    let packs = condemnation.packs.iter();
+    let names = packs.map(|pack| ObjectName::Pack(pack.kind, pack.pack, pack.session));
+    let sidecars: Vec<StoreKey> = names.filter_map(|name| sidecar_key(&store_key(&name))).collect();
+    for some in sidecars.chunks(DELETED_AT_ONCE) {
+        work.repo
+            .store
+            .remove(some)
+            .map_err(store_error("removing parity of packs that are gone"))?;
+    }
+    Ok(())
+}
+
+fn condemnation(repo: &Repo, generation: &SessionId) -> Result<Condemnation, OpError> {
     let name = ObjectName::Condemnation(*generation);
     let bytes = read_whole(&*repo.store, &name, "a list of condemned packs")?;
-    let condemnation =
-        Condemnation::decode(&bytes, generation, &repo.keys, &repo.verifier).map_err(object_error("opening", &name))?;
-    Ok(condemnation.kind != CondemnKind::Quarantine)
+    Ok(Condemnation::decode(&bytes, generation, &repo.keys, &repo.verifier).map_err(object_error("opening", &name))?)
 }

@@ -1,6 +1,7 @@
 //! Writing a lost index anew: every pack that no run describes any more is read at its end, and listed in a run of this session
 //! (format-spec chapter 16.8). The outcome says which runs these stand for, so that those need not be there any more.
 
+use super::heal;
 use crate::ops::check::{self, chain};
 use crate::ops::{OpError, Progress};
 use crate::pure::crypto::sign::role;
@@ -30,6 +31,8 @@ pub struct Plan {
     pub lost: LostRuns,
     /// Packs that no run describes.
     pub packs: Vec<ListedPack>,
+    /// Objects of lost runs that parity rebuilds.
+    pub healable: Vec<ObjectName>,
     pub notes: Vec<String>,
 }
 
@@ -43,6 +46,8 @@ impl Plan {
 /// What was done, or would be.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// Objects of runs that parity has rebuilt.
+    pub healed: Vec<ObjectName>,
     /// Packs that no run described, and the blobs in them.
     pub packs: u64,
     pub blobs: u64,
@@ -69,10 +74,21 @@ pub fn plan(repo: &Repo, progress: &Progress) -> Result<Plan, OpError> {
     progress.set_current("reading the index");
     let lost = repo.lost_runs()?;
     let packs = repo.undescribed_packs()?;
-    Ok(Plan { lost, packs, notes })
+    let mut objects: Vec<ObjectName> = Vec::new();
+    for name in lost.names() {
+        // That of an object, or what the names of all its parts begin with.
+        objects.extend(heal::with_sidecar(repo, &name)?);
+    }
+    let healable = heal::healable(repo, objects, progress)?;
+    Ok(Plan {
+        lost,
+        packs,
+        healable,
+        notes,
+    })
 }
 
-/// Lists again what no run lists.
+/// Puts back what parity rebuilds, and lists again what no run lists then.
 ///
 /// # Errors
 /// When the store fails. Running it again completes it.
@@ -81,7 +97,15 @@ pub fn run(repo: &Repo, plan: &Plan, threads: usize, progress: &Progress) -> Res
     if plan.is_empty() {
         return Ok(report);
     }
-    write(repo, plan, &mut report, progress)?;
+    report.healed = heal::heal(repo, plan.healable.iter().cloned(), progress)?;
+    if report.healed.is_empty() {
+        write(repo, plan, &mut report, progress)?;
+    } else {
+        let left = self::plan(repo, progress)?;
+        if !left.is_empty() {
+            write(repo, &left, &mut report, progress)?;
+        }
+    }
     let options = check::Options {
         threads,
         ..check::Options::default()
@@ -95,7 +119,10 @@ pub fn run(repo: &Repo, plan: &Plan, threads: usize, progress: &Progress) -> Res
 /// # Errors
 /// When the store fails.
 pub fn dry_run(repo: &Repo, plan: &Plan, progress: &Progress) -> Result<Report, OpError> {
-    let mut report = Report::default();
+    let mut report = Report {
+        healed: plan.healable.clone(),
+        ..Report::default()
+    };
     describe_all(repo, &plan.packs, &mut report, progress, &mut |_| Ok(()))?;
     Ok(report)
 }

@@ -1,4 +1,4 @@
-//! Mending a damaged repository (format-spec chapter 16.8). Repair only adds (invariant I-11): what can be read before it can be read
+//! Mending a damaged repository (format-spec chapter 16.8). Where there is parity, it comes first ([`heal`]). Repair only adds (invariant I-11): what can be read before it can be read
 //! afterwards, wherever it stops, and running it again completes it.
 //!
 //! * [`index`]: runs are missing or damaged; the packs say themselves what is in them.
@@ -7,6 +7,7 @@
 
 mod declare;
 mod frames;
+mod heal;
 pub mod index;
 pub mod packs;
 pub mod snapshots;

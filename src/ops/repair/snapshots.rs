@@ -2,7 +2,7 @@
 //! there is no better copy of it may void it (format-spec chapters 9.2.4 and 16.8). Nothing that a snapshot needs is lost by that: the
 //! packs of its session are listed again.
 
-use super::index;
+use super::{heal, index};
 use crate::edge::host;
 use crate::edge::store::Created;
 use crate::ops::check::{self, chain};
@@ -19,6 +19,8 @@ use crate::repo::session::{ChainFloor, Maintained};
 use crate::repo::snapshots::Snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What is not part of packs or index, and has a sidecar.
+const SMALL: [&str; 7] = ["config/", "grants/", "snap/", "gc/", "drop/", "hold/", "attest/"];
 /// How often an outcome is read before it counts as damaged (I-8).
 const READS_BEFORE_DAMAGE: usize = 3;
 
@@ -38,6 +40,8 @@ pub struct Unreadable {
 /// What was found.
 #[derive(Debug)]
 pub struct Plan {
+    /// Outcomes, and other small objects, that are damaged or lost and that parity rebuilds: [`put_back`].
+    pub healable: Vec<ObjectName>,
     pub unreadable: Vec<Unreadable>,
     /// Says which files of which snapshots are lost.
     pub check: check::Report,
@@ -56,6 +60,10 @@ pub struct Voided {
 /// # Errors
 /// When the store cannot be listed or read.
 pub fn plan(repo: &Repo, threads: usize, progress: &Progress) -> Result<Plan, OpError> {
+    let mut healable = Vec::new();
+    for under in SMALL {
+        healable.extend(heal::healable(repo, heal::with_sidecar(repo, under)?, progress)?);
+    }
     repo.sync_history()?;
     let received = repo.received()?;
     let voided = repo.voided()?;
@@ -79,7 +87,20 @@ pub fn plan(repo: &Repo, threads: usize, progress: &Progress) -> Result<Plan, Op
         ..check::Options::default()
     };
     let check = check::run(repo, &options, progress)?;
-    Ok(Plan { unreadable, check })
+    Ok(Plan {
+        healable,
+        unreadable,
+        check,
+    })
+}
+
+/// Puts back what parity rebuilds; returns which objects. Plan again afterwards.
+///
+/// # Errors
+/// When the key may not maintain, or the store fails. Running it again completes it.
+pub fn put_back(repo: &Repo, plan: &Plan, progress: &Progress) -> Result<Vec<ObjectName>, OpError> {
+    repo.require(role::MAINTAIN, "put back what is damaged in this repository")?;
+    heal::heal(repo, plan.healable.iter().cloned(), progress)
 }
 
 /// Voids an outcome that does not open, so that pruning goes on.

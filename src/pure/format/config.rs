@@ -5,6 +5,7 @@ use super::blob::Padding;
 use super::cbor::{Fields, Value};
 use super::codec::{Malformed, malformed};
 use super::name::ObjectName;
+use super::parity::Shape;
 use super::protector::{frame, unframe};
 use super::signed::{self, SignedMap};
 use crate::pure::base::Timestamp;
@@ -48,6 +49,8 @@ pub struct Config {
     pub writers: Vec<WriterKey>,
     /// What the secrets of the current epoch have to fit ([`crate::pure::crypto::EpochSecrets::check`]). None before the first rotation.
     pub epoch_check: Option<[u8; 32]>,
+    /// Whether objects in a directory have a sidecar, and with how much parity (format-spec chapter 18).
+    pub parity: Option<Shape>,
     /// The one place that writers may write to; `None` for the place without a mark of a replica (format-spec chapter 4.1).
     pub primary: Option<PlaceId>,
 }
@@ -169,6 +172,7 @@ impl Config {
             checksum: Checksum::Crc64Nvme,
             writers: vec![admin],
             epoch_check: None,
+            parity: None,
             primary: None,
         }
     }
@@ -211,6 +215,7 @@ impl Config {
             (16, Value::Uint(self.checksum as u64)),
             (17, Value::array(&self.writers, encode_writer)),
         ];
+        fields.extend(self.parity.map(|shape| (20, numbers(shape.numbers()))));
         fields.extend(self.epoch_check.as_ref().map(|check| (21, Value::bytes(check))));
         fields.extend(self.primary.map(|place| (22, Value::bytes(place.as_bytes()))));
         frame(
@@ -287,6 +292,7 @@ impl Config {
                 .optional(21)
                 .map(|value| value.into_byte_array("check of the epoch"))
                 .transpose()?,
+            parity: fields.optional(20).map(decode_shape).transpose()?,
             primary: fields
                 .optional(22)
                 .map(|value| value.into_byte_array("primary place"))
@@ -539,12 +545,21 @@ fn decode_chain_end(value: Value) -> Result<(u64, ObjectHash), Malformed> {
     Ok((sequence.into_uint(what)?, ObjectHash(hash.into_byte_array(what)?)))
 }
 
-/// Checks the form of what this version does not use: object lock (19) and parity (20).
+fn decode_shape(value: Value) -> Result<Shape, FormatError> {
+    let what = "parity";
+    let mut fields = Fields::new(value, what)?;
+    let (k, m, block) = (fields.u32(0, what)?, fields.u32(1, what)?, fields.u32(2, what)?);
+    let shape = u16::try_from(k).ok().zip(u16::try_from(m).ok());
+    match shape.and_then(|(k, m)| Shape::new(k, m, block)) {
+        Some(shape) => Ok(shape),
+        None => Ok(malformed(what)?),
+    }
+}
+
+/// Checks the form of what this version does not use: object lock.
 fn check_unused(fields: &mut Fields) -> Result<(), FormatError> {
-    for (key, what) in [(19, "object lock"), (20, "parity")] {
-        if let Some(value) = fields.optional(key) {
-            Fields::new(value, what)?;
-        }
+    if let Some(value) = fields.optional(19) {
+        Fields::new(value, "object lock")?;
     }
     Ok(())
 }
@@ -778,6 +793,10 @@ mod tests {
             (12, Value::Uint(2)),
             (13, Value::Uint(3)),
             (16, Value::Uint(5)),
+            (20, numbers([0, 4, 4096])),
+            (20, numbers([253, 4, 4096])),
+            (20, numbers([100, 4, 63])),
+            (20, numbers([65_636, 4, 4096])),
         ] {
             assert!(with(key, Some(value.clone())).is_err(), "{key}: {value:?}");
         }

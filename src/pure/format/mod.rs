@@ -15,6 +15,7 @@ pub mod name;
 pub mod node;
 pub mod outcome;
 pub mod pack;
+pub mod parity;
 pub mod protector;
 pub mod replica;
 pub mod run;

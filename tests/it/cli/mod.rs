@@ -8,6 +8,7 @@ mod interrupted;
 mod limits;
 mod owners;
 mod paper;
+mod parity;
 mod replicate;
 
 use serde_json::Value;

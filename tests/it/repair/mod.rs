@@ -2,13 +2,14 @@
 
 mod index;
 mod packs;
+mod parity;
 mod snapshots;
 
 use crate::fault::{admin, copy_dir, scratch, try_open, writer};
 use crate::story::{noise, options, restore_options, tree};
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Created, Part, Prefix, Store, StoreKey};
-use larder::ops::{Progress, backup, check, restore};
+use larder::ops::{OpError, Progress, backup, check, restore};
 use larder::pure::chunk::Profile;
 use larder::pure::id::SessionId;
 use larder::repo::Repo;
@@ -23,7 +24,16 @@ use std::sync::Arc;
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 fn back_up(store: Arc<dyn Store>, cache: &Path, credential: &Credential, source: &Path) -> backup::Report {
-    let repo = try_open(store, cache, credential).unwrap();
+    try_back_up(store, cache, credential, source).unwrap()
+}
+
+fn try_back_up(
+    store: Arc<dyn Store>,
+    cache: &Path,
+    credential: &Credential,
+    source: &Path,
+) -> Result<backup::Report, OpError> {
+    let repo = try_open(store, cache, credential)?;
     let input = backup::Input::Paths {
         roots: vec![source.to_owned()],
         walk: WalkOptions::default(),
@@ -34,7 +44,7 @@ fn back_up(store: Arc<dyn Store>, cache: &Path, credential: &Credential, source:
         label: source.file_name().unwrap().to_string_lossy().into_owned(),
         ..options()
     };
-    backup::run(&repo, input, &options, &Progress::default()).unwrap()
+    backup::run(&repo, input, &options, &Progress::default())
 }
 
 fn keys(store: &dyn Store, under: &str) -> Vec<StoreKey> {
