@@ -100,7 +100,7 @@ impl Repo {
         {
             return Ok(None);
         }
-        let Ok(rebuilt) = parity::rebuild(&sidecar, left.as_deref().unwrap_or_default()) else {
+        let Ok(rebuilt) = parity::rebuild(&sidecar, left.as_deref().unwrap_or_default(), bytes_max(name)) else {
             return Ok(None);
         };
         Ok(self.is_it(name, &rebuilt)?.then(|| rebuilt.into()))

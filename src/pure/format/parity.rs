@@ -218,11 +218,12 @@ pub fn is_intact(sidecar: &[u8], object: &[u8]) -> bool {
 }
 
 /// Makes an object again from its sidecar and what is left of it: nothing at all, or bytes of any number, some of which are wrong.
-/// A copy is taken as it is: the caller has to see whether it is sound.
+/// A copy is taken as it is: the caller has to see whether it is sound. Nobody has signed a sidecar, so it has no say in how much memory
+/// is taken: objects have `bytes_max` at most.
 ///
 /// # Errors
 /// When it cannot be done. Never is anything returned that a sidecar with parity was not made of.
-pub fn rebuild(sidecar: &[u8], left: &[u8]) -> Result<Vec<u8>, Hopeless> {
+pub fn rebuild(sidecar: &[u8], left: &[u8], bytes_max: u64) -> Result<Vec<u8>, Hopeless> {
     let first = sidecar.get(..HEADER_LEN);
     let second = sidecar
         .len()
@@ -239,7 +240,10 @@ pub fn rebuild(sidecar: &[u8], left: &[u8]) -> Result<Vec<u8>, Hopeless> {
         return Ok(sidecar.to_vec());
     }
     let mut why = Hopeless::NotASidecar;
-    for header in headers {
+    for header in headers
+        .into_iter()
+        .filter(|header| header.layout.object_bytes <= bytes_max)
+    {
         match rebuild_by(&header, sidecar, left) {
             Ok(object) => return Ok(object),
             Err(error) => why = error,
@@ -336,9 +340,13 @@ mod tests {
                 let mut other = sidecar.clone();
                 flip(&mut other, at);
                 assert!(!is_intact(&other, &object), "{at}");
-                assert_eq!(rebuild(&other, &object).as_ref(), Ok(&object), "{at}");
+                assert_eq!(rebuild(&other, &object, 1 << 30).as_ref(), Ok(&object), "{at}");
             }
-            assert_eq!(rebuild(&sidecar, &object), Ok(object));
+            if object.len() as u64 >= COPIED_BELOW {
+                let max = object.len() as u64 - 1;
+                assert_eq!(rebuild(&sidecar, &object, max), Err(Hopeless::NotASidecar));
+            }
+            assert_eq!(rebuild(&sidecar, &object, 1 << 30), Ok(object));
         }
         assert_eq!(sidecar_bytes(Shape::STANDARD, 65_535), 65_535);
         // What the documents say: 4 % of a full pack.
@@ -358,7 +366,7 @@ mod tests {
             for (blocks, comes_back) in [(1, true), (4, true), (5, false)] {
                 let mut damaged = object.clone();
                 damaged[start..start + blocks * stripes * 64].fill(0x55);
-                let rebuilt = rebuild(&sidecar, &damaged);
+                let rebuilt = rebuild(&sidecar, &damaged, 1 << 30);
                 match comes_back {
                     true => assert!(rebuilt.as_ref() == Ok(&object), "{start} {blocks}"),
                     false => assert_eq!(rebuilt, Err(Hopeless::TooMuch), "{start}"),
@@ -381,7 +389,7 @@ mod tests {
                     false => flip(&mut hurt, parity_start + (block - 7) * (1 << 14) + 99),
                 }
             }
-            let rebuilt = rebuild(&hurt, &damaged);
+            let rebuilt = rebuild(&hurt, &damaged, 1 << 30);
             let lost = (pattern & 0x7f).count_ones();
             match lost + (pattern >> 7).count_ones() <= 3 || lost == 0 {
                 true => assert!(rebuilt.as_ref() == Ok(&object), "{pattern:b}"),
@@ -398,18 +406,18 @@ mod tests {
         // The last block is part of one.
         for cut in [1, 63, 64, 65, 1000, (stripes * 4 - 1) * 64] {
             assert_eq!(
-                rebuild(&sidecar, &object[..90_000 - cut]).as_ref(),
+                rebuild(&sidecar, &object[..90_000 - cut], 1 << 30).as_ref(),
                 Ok(&object),
                 "{cut}"
             );
         }
-        assert_eq!(rebuild(&sidecar, &object[..60_000]), Err(Hopeless::TooMuch));
-        assert_eq!(rebuild(&sidecar, &[]), Err(Hopeless::TooMuch));
+        assert_eq!(rebuild(&sidecar, &object[..60_000], 1 << 30), Err(Hopeless::TooMuch));
+        assert_eq!(rebuild(&sidecar, &[], 1 << 30), Err(Hopeless::TooMuch));
         let mut longer = object.clone();
         longer.extend_from_slice(&noise(5, 70_000));
-        assert_eq!(rebuild(&sidecar, &longer).as_ref(), Ok(&object));
+        assert_eq!(rebuild(&sidecar, &longer, 1 << 30).as_ref(), Ok(&object));
         flip(&mut longer, 12_345);
-        assert_eq!(rebuild(&sidecar, &longer).as_ref(), Ok(&object));
+        assert_eq!(rebuild(&sidecar, &longer, 1 << 30).as_ref(), Ok(&object));
     }
 
     #[test]
@@ -423,28 +431,28 @@ mod tests {
             for start in [0, second] {
                 let mut hurt = sidecar.clone();
                 flip(&mut hurt, start + at);
-                assert_eq!(rebuild(&hurt, &damaged).as_ref(), Ok(&object), "{at}");
+                assert_eq!(rebuild(&hurt, &damaged, 1 << 30).as_ref(), Ok(&object), "{at}");
             }
             // Both: what it was, or nothing that could be taken for it.
             let mut hurt = sidecar.clone();
             flip(&mut hurt, at);
             flip(&mut hurt, second + (at + 1) % HEADER_LEN);
-            if let Ok(rebuilt) = rebuild(&hurt, &damaged) {
+            if let Ok(rebuilt) = rebuild(&hurt, &damaged, 1 << 30) {
                 assert!(rebuilt == object || rebuilt == hurt, "{at}");
             }
         }
         // Damage of the whole beginning, hashes of some blocks with it: those blocks count as damaged, and are rebuilt.
         let mut hurt = sidecar.clone();
         hurt[..HEADER_LEN + 20 * HASH_LEN].fill(0);
-        assert_eq!(rebuild(&hurt, &damaged).as_ref(), Ok(&object));
+        assert_eq!(rebuild(&hurt, &damaged, 1 << 30).as_ref(), Ok(&object));
     }
 
     #[test]
     fn copies_are_given_back_and_nothing_else_is_taken_for_one() {
-        assert_eq!(rebuild(b"a small object", b""), Ok(b"a small object".to_vec()));
+        assert_eq!(rebuild(b"a small object", b"", 1 << 30), Ok(b"a small object".to_vec()));
         assert!(is_intact(b"a small object", b"a small object") && !is_intact(b"a small", b"a small object"));
-        assert_eq!(rebuild(b"", b"x"), Err(Hopeless::NotASidecar));
-        assert_eq!(rebuild(&noise(7, 65_536), b"x"), Err(Hopeless::NotASidecar));
+        assert_eq!(rebuild(b"", b"x", 1 << 30), Err(Hopeless::NotASidecar));
+        assert_eq!(rebuild(&noise(7, 65_536), b"x", 1 << 30), Err(Hopeless::NotASidecar));
     }
 
     /// Whatever is in the place of a sidecar: no panic, and no memory beyond what is there.
@@ -453,7 +461,7 @@ mod tests {
         let object = noise(8, 66_000);
         let sidecar = encode(SMALL, &object);
         for cut in (0..sidecar.len()).step_by(61) {
-            let _ = rebuild(&sidecar[..cut], &object);
+            let _ = rebuild(&sidecar[..cut], &object, 1 << 30);
         }
         for field in [8..10, 10..12, 12..16, 16..24] {
             for fill in [0, 1, 0x7f, 0x80, 0xff] {
@@ -461,13 +469,13 @@ mod tests {
                 let second = hurt.len() - HEADER_LEN - END_LEN;
                 hurt[field.clone()].fill(fill);
                 hurt[second + field.start..second + field.end].fill(fill);
-                let _ = rebuild(&hurt, &object);
+                let _ = rebuild(&hurt, &object, 1 << 30);
             }
         }
         for seed in 0..200 {
             let mut bytes = noise(seed, 300);
             bytes[..8].copy_from_slice(MAGIC);
-            let _ = rebuild(&bytes, &object[..500]);
+            let _ = rebuild(&bytes, &object[..500], 1 << 30);
         }
     }
 
