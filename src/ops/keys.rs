@@ -4,7 +4,7 @@ use super::OpError;
 use crate::edge::store::Created;
 use crate::pure::base::Timestamp;
 use crate::pure::crypto::Secret;
-use crate::pure::crypto::kdf::{self, Cost};
+use crate::pure::crypto::kdf::Cost;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::protector::{Protector, ProtectorKind};
 use crate::repo::error::{object_error, store_error};
@@ -128,13 +128,9 @@ pub(super) fn confirm_opens(
     credential: &Credential,
     secret: &Secret,
 ) -> Result<(), OpError> {
-    let ikm = match (&protector.kind, credential) {
-        (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
-            kdf::argon2id(password, salt, *cost).map_err(|error| RepoError::Internal(error.to_string()))?
-        }
-        (ProtectorKind::KeyFile, Credential::KeyFile(secret))
-        | (ProtectorKind::Command, Credential::KeyCommand(secret)) => secret.clone(),
-        _ => return Err(RepoError::Internal("the new key was stored as another kind".into()).into()),
+    let ikm = match credential.ikm(&protector.kind) {
+        Some(ikm) => ikm.map_err(|error| RepoError::Internal(error.to_string()))?,
+        None => return Err(RepoError::Internal("the new key was stored as another kind".into()).into()),
     };
     if protector.unwrap(&repo.config.repo, &ikm).ok().as_ref() != Some(secret) {
         return Err(

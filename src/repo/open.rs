@@ -49,6 +49,21 @@ impl Credential {
         }
     }
 
+    /// The 32 bytes that open a protector of this kind. `None` if it is for another sort of credential.
+    ///
+    /// # Errors
+    /// When the cost that the protector asks for is refused.
+    pub fn ikm(&self, kind: &ProtectorKind) -> Option<Result<Secret, kdf::CostRefused>> {
+        match (kind, self) {
+            (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
+                Some(kdf::argon2id(password, salt, *cost))
+            }
+            (ProtectorKind::KeyFile, Credential::KeyFile(secret))
+            | (ProtectorKind::Command, Credential::KeyCommand(secret)) => Some(Ok(secret.clone())),
+            _ => None,
+        }
+    }
+
     /// Reads the text of a key file: 64 hex digits and a newline.
     pub fn from_key_file(text: &[u8]) -> Option<Credential> {
         let text = std::str::from_utf8(text).ok()?;
@@ -693,16 +708,10 @@ impl Locked {
         let Ok(protector) = Protector::decode(bytes, kid) else {
             return Attempt::Damaged;
         };
-        let ikm = match (&protector.kind, credential) {
-            (ProtectorKind::Passphrase { salt, cost }, Credential::Password(password)) => {
-                match kdf::argon2id(password, salt, *cost) {
-                    Ok(ikm) => ikm,
-                    Err(_) => return Attempt::Damaged,
-                }
-            }
-            (ProtectorKind::KeyFile, Credential::KeyFile(secret))
-            | (ProtectorKind::Command, Credential::KeyCommand(secret)) => secret.clone(),
-            _ => return Attempt::OfAnotherKind,
+        let ikm = match credential.ikm(&protector.kind) {
+            Some(Ok(ikm)) => ikm,
+            Some(Err(_)) => return Attempt::Damaged,
+            None => return Attempt::OfAnotherKind,
         };
         match protector.unwrap(&self.config.repo, &ikm) {
             Ok(kid_secret) => Attempt::Opened(kid_secret),

@@ -20,6 +20,9 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// … and at a time where that fails: a sector of a disk, and a block of parity.
 const SECTOR_BYTES: u64 = 4096;
 
+/// Prefixes of what can have a sidecar and is not part of packs or index.
+pub const SMALL: [&str; 7] = ["config/", "grants/", "snap/", "gc/", "drop/", "hold/", "attest/"];
+
 /// What a listing shows of an object and its sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Beside {
@@ -34,11 +37,8 @@ pub enum Beside {
 /// # Errors
 /// When the store cannot be listed.
 pub fn survey(store: &dyn Store, each: &mut dyn FnMut(Beside) -> Result<(), RepoError>) -> Result<(), RepoError> {
-    let small = [
-        "config/", "grants/", "idx/", "snap/", "gc/", "drop/", "hold/", "attest/",
-    ];
     let digits = (0..16).flat_map(|digit| ["data", "meta"].map(|kind| format!("{kind}/{digit:x}")));
-    for under in small.map(str::to_owned).into_iter().chain(digits) {
+    for under in SMALL.into_iter().chain(["idx/"]).map(str::to_owned).chain(digits) {
         survey_part(store, &under, each)?;
     }
     Ok(())

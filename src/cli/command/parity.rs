@@ -4,7 +4,7 @@ use super::repo::SHOWN_MAX;
 use crate::cli::args::ParityArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
-use crate::cli::output::count;
+use crate::cli::output::{count, printable};
 use crate::ops::parity::{self, Options, Report};
 use crate::pure::base::Kind;
 use crate::pure::base::size::format_bytes;
@@ -77,7 +77,11 @@ fn to_json(report: &Report, args: &ParityArgs, started: Instant) -> Value {
 fn tell(context: &Context, report: &Report, args: &ParityArgs) -> Result<(), Failure> {
     let output = &context.output;
     for (name, what) in report.damaged.iter().take(SHOWN_MAX) {
-        output.line(format!("DAMAGE  {name}: {what}"))?;
+        output.line(format!("DAMAGE  {name}: {}", printable(what.as_bytes())))?;
+    }
+    let more = report.damaged.len().saturating_sub(SHOWN_MAX);
+    if more > 0 {
+        output.line(format!("… and {more} more; --json has all"))?;
     }
     output.say(format!(
         "{} {} ({}) for {} ({}); {} damaged before",

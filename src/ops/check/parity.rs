@@ -3,6 +3,7 @@
 
 use super::report::Report;
 use crate::ops::OpError;
+use crate::pure::format::name::ObjectName;
 use crate::pure::format::parity::sidecar_bytes;
 use crate::repo::Repo;
 use crate::repo::error::store_error;
@@ -23,6 +24,11 @@ pub(super) fn check_parity(repo: &Repo, report: &mut Report) -> Result<(), OpErr
         match beside {
             Beside::Object(_, size, Some(sidecar)) if sidecar == sidecar_bytes(shape, size) => {}
             Beside::Object(..) => lacking += 1,
+            // Outcomes are never deleted.
+            Beside::Alone(name @ ObjectName::Outcome(_)) => report.damage(
+                name,
+                "is gone, and its parity is there: `larder repo repair snapshots` puts it back",
+            ),
             Beside::Alone(_) => alone += 1,
         }
         Ok(())

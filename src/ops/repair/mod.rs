@@ -1,5 +1,5 @@
-//! Mending a damaged repository (format-spec chapter 16.8). Where there is parity, it comes first ([`heal`]). Repair only adds (invariant I-11): what can be read before it can be read
-//! afterwards, wherever it stops, and running it again completes it.
+//! Mending a damaged repository (format-spec chapter 16.8). Where there is parity, it comes first ([`heal`]). Repair only adds
+//! (invariant I-11): what can be read before it can be read afterwards, wherever it stops, and running it again completes it.
 //!
 //! * [`index`]: runs are missing or damaged; the packs say themselves what is in them.
 //! * [`snapshots`]: outcomes do not open; what is lost of the others is named.

@@ -16,11 +16,10 @@ use crate::repo::Repo;
 use crate::repo::error::{object_error, store_error};
 use crate::repo::open::store_key;
 use crate::repo::session::{ChainFloor, Maintained};
+use crate::repo::sidecars::SMALL;
 use crate::repo::snapshots::Snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is not part of packs or index, and has a sidecar.
-const SMALL: [&str; 7] = ["config/", "grants/", "snap/", "gc/", "drop/", "hold/", "attest/"];
 /// How often an outcome is read before it counts as damaged (I-8).
 const READS_BEFORE_DAMAGE: usize = 3;
 
