@@ -23,6 +23,7 @@ pub mod snapshots;
 pub mod standing;
 pub mod sync;
 pub mod trailers;
+mod windows;
 
 pub use error::RepoError;
 pub use open::Repo;

@@ -6,8 +6,8 @@ use super::error::{RepoError, object_error, store_error};
 use super::index::ChunkPlace;
 use super::locate::Locate;
 use super::open::{Repo, store_key};
-use super::recent::Recent;
 use super::trailers::Trailers;
+use super::windows::Windows;
 use crate::edge::store::Part;
 use crate::pure::crypto::{BlobKey, Domain, Slot};
 use crate::pure::format::blob::{self, BlobType, Codec, FRAME_OVERHEAD, Opened, Opener, STORED_BYTES_MAX};
@@ -27,8 +27,6 @@ use std::sync::Arc;
 
 /// Reads from a remote store are aligned to this, so that chunk lengths do not show on the wire (format-spec chapter 11).
 const ALIGN: u64 = 256 << 10;
-/// Aligned windows kept in memory.
-const WINDOWS_MAX: usize = 64;
 
 /// Reads and verifies blobs; shared by threads.
 pub struct BlobReader<'r> {
@@ -36,7 +34,7 @@ pub struct BlobReader<'r> {
     locator: Box<dyn Locate + 'r>,
     keys: Mutex<HashMap<Slot, Arc<BlobKey>>>,
     /// Aligned windows of packs, by pack and number.
-    windows: Mutex<Recent<(PackId, u64), Bytes>>,
+    windows: Windows,
     trailers: Mutex<Option<Arc<Trailers>>>,
     hints: HashMap<ChunkId, Hint>,
 }
@@ -53,7 +51,7 @@ impl<'r> BlobReader<'r> {
             repo,
             locator,
             keys: Mutex::new(HashMap::new()),
-            windows: Mutex::new(Recent::new(WINDOWS_MAX)),
+            windows: Windows::new(),
             trailers: Mutex::new(None),
             hints: HashMap::new(),
         }
@@ -313,30 +311,23 @@ impl<'r> BlobReader<'r> {
     }
 
     fn window(&self, place: &ChunkPlace, number: u64) -> Result<Bytes, RepoError> {
-        let at = (place.pack, number);
-        if let Some(window) = self.windows.lock().get(&at) {
-            return Ok(window);
-        }
-        let name = store_key(&pack_name(place.kind, place.pack, place.session));
-        let from = number * ALIGN;
-        let to = (from + ALIGN).min(u64::from(place.pack_size));
-        let window = self
-            .repo
-            .store
-            .read(&name, Part::Range(from..to))
-            .map_err(store_error("reading a chunk"))?;
-        self.windows.lock().put(at, window.clone());
-        Ok(window)
+        self.windows.get((place.pack, number), || {
+            let name = store_key(&pack_name(place.kind, place.pack, place.session));
+            let from = number * ALIGN;
+            let to = (from + ALIGN).min(u64::from(place.pack_size));
+            self.repo
+                .store
+                .read(&name, Part::Range(from..to))
+                .map_err(store_error("reading a chunk"))
+        })
     }
 
     /// What did not open is read again, and nothing else.
     fn forget_windows(&self, place: &ChunkPlace) {
         let start = u64::from(place.offset);
         let end = start + u64::from(place.stored_len);
-        let mut windows = self.windows.lock();
-        for number in start / ALIGN..=(end - 1) / ALIGN {
-            windows.remove(&(place.pack, number));
-        }
+        self.windows
+            .forget((start / ALIGN..=(end - 1) / ALIGN).map(|number| (place.pack, number)));
     }
 
     /// Reads a blob into `out` and verifies it. Tries every copy, each several times before it counts as damaged.
