@@ -443,10 +443,11 @@ def parse_config(data, name):
     need(len(c[8]) >= 1, f"{name}: no chunker profile")
     for p in c[8]:
         fields(p, f"{name}: chunker", {i: is_uint for i in range(6)})
-        if p[0] == 1:
+        if p[0] in (1, 3):
             need(64 <= p[1] <= p[2] <= p[3] <= CHUNK_MAX and not any(p[i] % 2 for i in (1, 2, 3)),
                  f"{name}: chunker sizes")
-            need(all(0 < p[i] < 1 << 63 for i in (4, 5)), f"{name}: chunker masks")
+            need(all(0 < p[i] < 1 << 63 for i in (4, 5)) and (p[0] == 1 or p[4] == p[5]),
+                 f"{name}: chunker masks")
     advice = {9: {i: is_uint for i in range(3)}, 10: {i: is_uint for i in range(2)},
               14: {0: is_uint, 1: is_uint, 2: is_uint, 3: is_bool, 4: is_uint}, 19: {i: is_uint for i in range(3)},
               20: {i: is_uint for i in range(3)}}

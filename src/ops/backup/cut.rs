@@ -1,29 +1,26 @@
 //! From a stream of bytes to chunks: a window that is filled by reading and emptied by cutting.
 
-use crate::pure::chunk::{Cutter, Profile};
+use crate::pure::chunk::{Cuts, Cutter};
 
 /// What is read at once at most: larger reads gain nothing, and smaller ones leave the bytes in the second-level cache.
 const READ_BYTES: usize = 1 << 20;
 
 /// Collects bytes until the next cut is certain.
 pub struct Window<'c> {
-    cutter: &'c Cutter,
+    cuts: Cuts<'c>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// How much has to be there before a cut is looked for (again).
-    enough: usize,
 }
 
 impl<'c> Window<'c> {
     /// Makes an empty window: the largest chunk and one read fit.
     pub fn new(cutter: &'c Cutter) -> Window<'c> {
         Window {
-            cutter,
+            cuts: cutter.cuts(),
             buffer: vec![0; cutter.profile().max as usize + READ_BYTES],
             start: 0,
             end: 0,
-            enough: first_look(cutter.profile()),
         }
     }
 
@@ -31,7 +28,7 @@ impl<'c> Window<'c> {
     pub fn reset(&mut self) {
         self.start = 0;
         self.end = 0;
-        self.enough = first_look(self.cutter.profile());
+        self.cuts.reset();
     }
 
     /// Returns room to read into: at most 1 MiB, and never empty once [`Self::next_chunk`] has had its turn.
@@ -50,21 +47,9 @@ impl<'c> Window<'c> {
         self.end += count;
     }
 
-    /// Returns the next chunk if its end is certain: a cut was found, as much as the largest chunk is there, or the extent
-    /// has ended (`at_end`).
+    /// Returns the next chunk if its end is certain ([`Cuts::next`]).
     pub fn next_chunk(&mut self, at_end: bool) -> Option<&[u8]> {
-        let available = self.end - self.start;
-        if available == 0 || (!at_end && available < self.enough) {
-            return None;
-        }
-        let length = self.cutter.cut(&self.buffer[self.start..self.end]);
-        let max = self.cutter.profile().max as usize;
-        if length == available && length < max && !at_end {
-            // The end of what is there is no cut. Few chunks are so long; looking twice is enough.
-            self.enough = max;
-            return None;
-        }
-        self.enough = first_look(self.cutter.profile());
+        let length = self.cuts.next(&self.buffer[self.start..self.end], at_end)?;
         let chunk = self.start..self.start + length;
         self.start += length;
         if self.start == self.end {
@@ -75,18 +60,21 @@ impl<'c> Window<'c> {
     }
 }
 
-/// Nearly all chunks are shorter than this, so that few are looked through twice, and few bytes have to be kept.
-fn first_look(profile: &Profile) -> usize {
-    profile.max.min(2 * profile.center) as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pure::chunk::Profile;
 
     #[test]
     fn chunks_do_not_depend_on_how_the_bytes_arrive() {
-        let profile = Profile::new(64, 256, 1024, 0x7f00_0000_0000_0000, 0x7800_0000_0000_0000).unwrap();
+        let first_match = Profile::new(64, 256, 1024, 0x7f00_0000_0000_0000, 0x7800_0000_0000_0000);
+        let lowest_hash = Profile::lowest(64, 512, 1024, 0x7800_0000_0000_0000);
+        for profile in [first_match, lowest_hash] {
+            chunks_do_not_depend_on_reads(profile.unwrap());
+        }
+    }
+
+    fn chunks_do_not_depend_on_reads(profile: Profile) {
         let mut gear = [0u64; 256];
         let mut state = 1u64;
         for word in &mut gear {
@@ -123,11 +111,11 @@ mod tests {
         assert_eq!(chunks_with_reads_of(1), whole);
         assert_eq!(chunks_with_reads_of(777), whole);
         let expected: Vec<Vec<u8>> = {
-            let mut rest = &data[..];
+            let (mut rest, mut cuts) = (&data[..], cutter.cuts());
             std::iter::from_fn(|| {
-                let (chunk, after) = rest.split_at(if rest.is_empty() { 0 } else { cutter.cut(rest) });
+                let (chunk, after) = rest.split_at(cuts.next(rest, true)?);
                 rest = after;
-                (!chunk.is_empty()).then(|| chunk.to_vec())
+                Some(chunk.to_vec())
             })
             .collect()
         };

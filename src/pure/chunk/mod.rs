@@ -1,10 +1,24 @@
-//! Where to cut (format-spec chapter on chunking): keyed-gear FastCDC, 2020 two-byte form.
+//! Where to cut (format-spec chapter on chunking): keyed gear hashes, through FastCDC's loop in its 2020 two-byte form.
+
+mod cuts;
+
+pub use cuts::Cuts;
 
 use zeroize::Zeroize;
 
-/// A chunker profile (config key 8), valid by construction through [`Profile::new`].
+/// How a cut is chosen (the numbers are those of the format).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// The first place whose hash fits a mask, a strict one up to the center and a lax one behind it (FastCDC).
+    FirstMatch = 1,
+    /// Of the places whose hash fits a mask, the one with the lowest hash.
+    LowestHash = 3,
+}
+
+/// A chunker profile (config key 8), valid by construction through [`Profile::new`] and [`Profile::lowest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
+    pub algorithm: Algorithm,
     pub min: u32,
     pub center: u32,
     pub max: u32,
@@ -13,21 +27,29 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Profile 0: 512 KiB, 1 MiB, 4 MiB, NC2, masks of 22 and 18 ones from bit 62 downwards.
+    /// The profile of the test vectors: 512 KiB, 1 MiB, 4 MiB, masks of 22 and 18 ones from bit 62 downwards.
     pub const DEFAULT: Profile = Profile {
+        algorithm: Algorithm::FirstMatch,
         min: 524_288,
         center: 1_048_576,
         max: 4_194_304,
         mask_s: 0x7fff_fe00_0000_0000,
         mask_l: 0x7fff_e000_0000_0000,
     };
+    /// Of new repositories: 512 KiB to 4 MiB, 2.2 MiB on average; one place in 16 384 may be a cut (ADR-0028).
+    pub const NEW: Profile = Profile {
+        algorithm: Algorithm::LowestHash,
+        min: 524_288,
+        center: 2_097_152,
+        max: 4_194_304,
+        mask_s: 0x7ffe_0000_0000_0000,
+        mask_l: 0x7ffe_0000_0000_0000,
+    };
 
     /// Checks the limits of the format: even sizes, 64 ≤ min ≤ center ≤ max ≤ 16 MiB, masks not empty, bit 63 free.
     pub fn new(min: u32, center: u32, max: u32, mask_s: u64, mask_l: u64) -> Option<Profile> {
-        let ordered = 64 <= min && min <= center && center <= max && max <= 16 << 20;
-        let even = [min, center, max].iter().all(|size| size % 2 == 0);
-        let masks = [mask_s, mask_l].iter().all(|mask| *mask != 0 && mask >> 63 == 0);
-        (ordered && even && masks).then_some(Profile {
+        Profile::checked(Profile {
+            algorithm: Algorithm::FirstMatch,
             min,
             center,
             max,
@@ -35,9 +57,34 @@ impl Profile {
             mask_l,
         })
     }
+
+    /// As [`Profile::new`], for [`Algorithm::LowestHash`].
+    pub fn lowest(min: u32, center: u32, max: u32, mask: u64) -> Option<Profile> {
+        Profile::checked(Profile {
+            algorithm: Algorithm::LowestHash,
+            min,
+            center,
+            max,
+            mask_s: mask,
+            mask_l: mask,
+        })
+    }
+
+    fn checked(profile: Profile) -> Option<Profile> {
+        let Profile { min, center, max, .. } = profile;
+        let ordered = 64 <= min && min <= center && center <= max && max <= 16 << 20;
+        let even = [min, center, max].iter().all(|size| size % 2 == 0);
+        let masks = [profile.mask_s, profile.mask_l]
+            .iter()
+            .all(|mask| *mask != 0 && mask >> 63 == 0);
+        (ordered && even && masks).then_some(profile)
+    }
 }
 
-/// Finds cut points with a repository's gear table.
+/// Bytes from one candidate to where the next one is looked for: a hash of 64 bits knows no more.
+const CONTEXT: u32 = 64;
+
+/// A repository's gear table and profile.
 pub struct Cutter {
     profile: Profile,
     tables: Box<Tables>,
@@ -66,17 +113,33 @@ impl Cutter {
         &self.profile
     }
 
+    /// Returns what finds the cuts of one extent.
+    pub fn cuts(&self) -> Cuts<'_> {
+        Cuts::new(self)
+    }
+
     /// Returns the length of the first chunk of `bytes` (not empty). Where `bytes` holds less than `max` bytes and does not end the
-    /// file, a result that is shorter than `bytes` is right if there are `center` bytes at least; one as long says nothing.
-    pub fn cut(&self, bytes: &[u8]) -> usize {
-        let Profile {
-            min,
-            center,
-            max,
-            mask_s,
-            mask_l,
-        } = self.profile;
-        let (_, length) = fastcdc::v2020::cut_gear(
+    /// extent, a result that is shorter than `bytes` is right if there are `center` bytes at least; one as long says nothing.
+    fn first_match(&self, bytes: &[u8]) -> usize {
+        let Profile { min, center, max, .. } = self.profile;
+        let (_, length) = self.gear(bytes, [min, center, max], self.profile.mask_s, self.profile.mask_l);
+        length
+    }
+
+    /// Returns the first place of `bytes` behind the 64th byte whose hash fits, and its hash modulo 2^63. What is as far as `bytes`
+    /// reaches is not seen.
+    fn next_candidate(&self, bytes: &[u8]) -> Option<(usize, u64)> {
+        // Longer than anything that is looked through.
+        const FAR: u32 = 1 << 30;
+        let mask = self.profile.mask_s;
+        let (hash, at) = self.gear(bytes, [CONTEXT, FAR, FAR], mask, mask);
+        // At even places the loop has the hash shifted by one.
+        let hash = if at % 2 == 0 { hash >> 1 } else { hash & (u64::MAX >> 1) };
+        (at < bytes.len()).then_some((at, hash))
+    }
+
+    fn gear(&self, bytes: &[u8], [min, center, max]: [u32; 3], mask_s: u64, mask_l: u64) -> (u64, usize) {
+        fastcdc::v2020::cut_gear(
             bytes,
             min as usize,
             center as usize,
@@ -87,8 +150,7 @@ impl Cutter {
             mask_l << 1,
             &self.tables.gear,
             &self.tables.gear_ls,
-        );
-        length
+        )
     }
 }
 
@@ -106,9 +168,9 @@ mod tests {
 
     fn lengths(profile: Profile, mut bytes: &[u8]) -> Vec<usize> {
         let cutter = Cutter::new(profile, keys().gear().unwrap());
-        let mut lengths = Vec::new();
+        let (mut cuts, mut lengths) = (cutter.cuts(), Vec::new());
         while !bytes.is_empty() {
-            let length = cutter.cut(bytes);
+            let length = cuts.next(bytes, true).unwrap();
             lengths.push(length);
             bytes = &bytes[length..];
         }
@@ -174,7 +236,7 @@ mod tests {
             for len in [1, 63, 64, 65, 127, 129, 511, 512, 513, 4_001] {
                 let bytes = &noise[start..start + len];
                 assert_eq!(
-                    cutter.cut(bytes),
+                    cutter.first_match(bytes),
                     published(&profile, gear, bytes),
                     "start {start}, length {len}"
                 );
@@ -188,7 +250,10 @@ mod tests {
         let profile = Profile::new(64, 256, 1024, 0x7fe0_0000_0000_0000, 0x7e00_0000_0000_0000).unwrap();
         let cutter = Cutter::new(profile, keys().gear().unwrap());
         for start in 0..1_000 {
-            assert_eq!(cutter.cut(&noise[start..start + 1024]), cutter.cut(&noise[start..]));
+            assert_eq!(
+                cutter.first_match(&noise[start..start + 1024]),
+                cutter.first_match(&noise[start..])
+            );
         }
     }
 

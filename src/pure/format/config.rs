@@ -159,7 +159,7 @@ impl Config {
             previous: None,
             features: Features::default(),
             epoch: 1,
-            chunkers: vec![Profile::DEFAULT],
+            chunkers: vec![Profile::NEW],
             other_chunkers: vec![],
             data_pack_bytes: ADVICE.data_pack_bytes,
             meta_pack_bytes: ADVICE.meta_pack_bytes,
@@ -451,13 +451,14 @@ fn to_u32(number: u64, what: &'static str) -> Result<u32, Malformed> {
 
 fn encode_profile(profile: &Profile) -> Value {
     let Profile {
+        algorithm,
         min,
         center,
         max,
         mask_s,
         mask_l,
     } = *profile;
-    numbers([1, min.into(), center.into(), max.into(), mask_s, mask_l])
+    numbers([algorithm as u64, min.into(), center.into(), max.into(), mask_s, mask_l])
 }
 
 /// Puts the profiles of unknown algorithms back to where they were.
@@ -469,7 +470,7 @@ fn encode_profiles(known: &[Profile], other: &[(usize, Value)]) -> Value {
     Value::Array(all)
 }
 
-/// Profiles of chunker 1, and those of unknown algorithms with their place: a reader takes lengths from trees and lists.
+/// Profiles of chunkers 1 and 3, and those of unknown algorithms with their place: a reader takes lengths from trees and lists.
 #[allow(clippy::type_complexity)]
 fn decode_profiles(value: Value) -> Result<(Vec<Profile>, Vec<(usize, Value)>), FormatError> {
     let (mut known, mut other) = (Vec::new(), Vec::new());
@@ -483,12 +484,17 @@ fn decode_profiles(value: Value) -> Result<(Vec<Profile>, Vec<(usize, Value)>), 
         let algorithm = fields.uint(0, what)?;
         let mut number = |key| fields.uint(key, what);
         let (min, center, max, mask_s, mask_l) = (number(1)?, number(2)?, number(3)?, number(4)?, number(5)?);
-        if algorithm != 1 {
-            other.push((place, value));
-            continue;
-        }
         let size = |number| to_u32(number, what);
-        match Profile::new(size(min)?, size(center)?, size(max)?, mask_s, mask_l) {
+        let profile = match algorithm {
+            1 => Profile::new(size(min)?, size(center)?, size(max)?, mask_s, mask_l),
+            3 if mask_s == mask_l => Profile::lowest(size(min)?, size(center)?, size(max)?, mask_s),
+            3 => None,
+            _ => {
+                other.push((place, value));
+                continue;
+            }
+        };
+        match profile {
             Some(profile) => known.push(profile),
             None => return Ok(malformed("chunker profile out of range")?),
         }
@@ -576,6 +582,7 @@ mod tests {
     fn first() -> Config {
         Config {
             tree: TreeParams::default(),
+            chunkers: vec![Profile::DEFAULT],
             ..Config::first(REPO, START, writer(&signer(), role::ADMIN))
         }
     }

@@ -625,9 +625,8 @@ fn chunking(values: &Values) {
     let gear = values.fixture.keys.gear().unwrap();
     let lengths = |bytes: &[u8], profile| {
         let cutter = Cutter::new(profile, gear);
-        let (mut rest, mut lengths) = (bytes, Vec::new());
-        while !rest.is_empty() {
-            let cut = cutter.cut(rest);
+        let (mut rest, mut cuts, mut lengths) = (bytes, cutter.cuts(), Vec::new());
+        while let Some(cut) = cuts.next(rest, true) {
             lengths.push(cut);
             rest = &rest[cut..];
         }
@@ -667,6 +666,32 @@ fn chunking(values: &Values) {
     let small = profile("cdc small profile (min center max mask_s mask_l)");
     values.says(
         "cdc small profile lengths of the first 8192 bytes",
+        lengths(&input[..8192], small),
+    );
+    let lowest = |name: &str| {
+        let numbers: Vec<&str> = values.text(name).split(' ').collect();
+        let [min, center, max, mask] = numbers[..] else {
+            panic!("{name}")
+        };
+        let size = |text: &str| text.parse().unwrap();
+        Profile::lowest(
+            size(min),
+            size(center),
+            size(max),
+            u64::from_str_radix(mask, 16).unwrap(),
+        )
+        .unwrap()
+    };
+    assert_eq!(lowest("cdc lowest profile (min center max mask)"), Profile::NEW);
+    values.says("cdc lowest lengths", lengths(&input, Profile::NEW));
+    values.says(
+        "cdc lowest lengths of 5 MiB zeros",
+        lengths(&vec![0; 5 << 20], Profile::NEW),
+    );
+    values.says("cdc lowest text lengths", lengths(text.as_bytes(), Profile::NEW));
+    let small = lowest("cdc lowest small profile (min center max mask)");
+    values.says(
+        "cdc lowest small profile lengths of the first 8192 bytes",
         lengths(&input[..8192], small),
     );
 }
