@@ -51,12 +51,24 @@ pub struct DirHandle {
     pub(super) path: Vec<u8>,
     /// Whether names that differ may mean the same (`A` and `a`).
     pub(super) is_folding: bool,
+    /// Whether this restore has made it: nothing is in it but what is put there now.
+    pub(super) is_new: bool,
 }
 
 impl DirHandle {
     fn new(fd: OwnedFd, path: Vec<u8>) -> DirHandle {
         let is_folding = flags::folds_names(&fd);
-        DirHandle { fd, path, is_folding }
+        DirHandle {
+            fd,
+            path,
+            is_folding,
+            is_new: false,
+        }
+    }
+
+    /// Whether no name in it can have been there before this restore. Not known of all of which it is so.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.is_new && !self.is_folding
     }
 
     /// Returns the raw path below the target, joined by `/`; empty for the target itself.
@@ -174,11 +186,13 @@ impl TargetDir {
     fn make_child(&self, parent: &DirHandle, name: &[u8]) -> Result<DirHandle, TargetError> {
         let path = parent.path_of(name);
         let failed = |error| TargetError::new("creating the directory", path.clone(), error);
+        let mut is_new = false;
         for _ in 0..TRIES_MAX {
             match open_beneath(&parent.fd, &[name], FLAGS) {
                 Ok(fd) => {
                     make_usable(&fd);
-                    return Ok(DirHandle::new(fd, path));
+                    let handle = DirHandle::new(fd, path);
+                    return Ok(DirHandle { is_new, ..handle });
                 }
                 Err(Errno::NOENT) => {}
                 Err(Errno::ACCESS) => match open_beneath(&parent.fd, &[name], OFlags::PATH | OFlags::DIRECTORY) {
@@ -198,7 +212,8 @@ impl TargetDir {
                 Err(error) => return Err(failed(error)),
             }
             match rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => is_new = true,
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -242,7 +257,7 @@ impl TargetDir {
     /// # Errors
     /// Only `Full` and `ReadOnly`; everything else that is refused is among the problems.
     pub fn set_meta(&self, directory: &DirHandle, meta: &Meta<'_>) -> Result<Vec<TargetProblem>, TargetError> {
-        let mut problems = meta::apply(&Subject::Open(&directory.fd), meta, &self.policy, &directory.path)?;
+        let (mut problems, _) = meta::apply(&Subject::Open(&directory.fd), meta, &self.policy, &directory.path)?;
         problems.extend(self.set_flags(&directory.fd, meta, &directory.path)?);
         Ok(problems)
     }

@@ -127,13 +127,13 @@ pub(super) fn refused(kind: RefusedKind, path: &[u8], error: Errno) -> Result<Ta
     }
 }
 
-/// Gives everything but flags.
+/// Gives everything but flags; returns what was refused, and what it is like now.
 pub(super) fn apply(
     subject: &Subject<'_>,
     meta: &Meta<'_>,
     policy: &MetaPolicy,
     path: &[u8],
-) -> Result<Vec<TargetProblem>, TargetError> {
+) -> Result<(Vec<TargetProblem>, Status), TargetError> {
     let mut problems = Vec::new();
     let entry = meta.entry;
     let is_owned = set_owner(subject, entry, policy, path, &mut problems)?;
@@ -156,8 +156,8 @@ pub(super) fn apply(
             problems.push(refused(RefusedKind::Mode, path, error)?);
         }
     }
-    set_times(subject, entry.mtime, path, &mut problems)?;
-    Ok(problems)
+    let status = set_times(subject, entry.mtime, path, &mut problems)?;
+    Ok((problems, status))
 }
 
 /// Sets the owner where that is wanted; returns whether it is the right one in the end.
@@ -254,7 +254,7 @@ fn set_times(
     mtime: FileTime,
     path: &[u8],
     problems: &mut Vec<TargetProblem>,
-) -> Result<(), TargetError> {
+) -> Result<Status, TargetError> {
     let omit = Timespec {
         tv_sec: 0,
         tv_nsec: UTIME_OMIT,
@@ -266,17 +266,18 @@ fn set_times(
             tv_nsec: mtime.nanos.min(999_999_999).into(),
         },
     };
-    let problem = match subject.set_times(&times) {
-        Err(error) => refused(RefusedKind::Times, path, error)?,
+    let refusal = subject.set_times(&times).err();
+    let status = Status::of(subject.fd()).map_err(|error| TargetError::new("looking at", path.to_vec(), error))?;
+    match refusal {
+        Some(error) => problems.push(refused(RefusedKind::Times, path, error)?),
         // File systems quietly take the nearest time that they can keep.
-        Ok(()) if Status::of(subject.fd()).is_ok_and(|now| now.mtime != mtime) => TargetProblem {
+        None if status.mtime != mtime => problems.push(TargetProblem {
             kind: RefusedKind::Times,
             path: path.to_vec(),
             error: None,
             attribute: None,
-        },
-        Ok(()) => return Ok(()),
-    };
-    problems.push(problem);
-    Ok(())
+        }),
+        None => {}
+    }
+    Ok(status)
 }

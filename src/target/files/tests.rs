@@ -494,6 +494,55 @@ fn an_unfinished_file_is_private_and_leaves_nothing() {
 }
 
 #[test]
+fn what_is_not_written_is_a_hole_at_the_end_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = open(dir.path(), Overwrite::IfChanged);
+    for (name, size, written) in [
+        ("end", 1 << 20, 4096..8192),
+        ("all", 1 << 20, 0..0),
+        ("none", 8192, 4096..8192),
+    ] {
+        let temporary = target.create_temp(target.root(), name.as_bytes(), size).unwrap();
+        if !written.is_empty() {
+            temporary
+                .write_at(written.start as u64, &vec![1; written.len()])
+                .unwrap();
+        }
+        let restored = temporary.commit(&Meta::of(&file(size, 0o600))).unwrap();
+        assert!(
+            restored.problems.is_empty(),
+            "the time is set after the size: {restored:?}"
+        );
+        let mut expected = vec![0; size as usize];
+        expected[written].fill(1);
+        assert_eq!(fs::read(dir.path().join(name)).unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn only_directories_of_this_restore_are_taken_for_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("old")).unwrap();
+    for overwrite in [Overwrite::Never, Overwrite::IfChanged] {
+        let target = open(dir.path(), overwrite);
+        for (directory, is_looked_at) in [("old", true), ("new", overwrite == Overwrite::Never)] {
+            let handle = target.make_dir(&[directory.as_bytes()]).unwrap();
+            // Behind our back.
+            let path = dir.path().join(directory).join("name");
+            fs::write(&path, b"there").unwrap();
+            let decision = target.decide(&handle, b"name", &file(5, 0o600)).unwrap();
+            assert_eq!(
+                !matches!(decision, Decision::Write),
+                is_looked_at,
+                "{directory} {overwrite:?}"
+            );
+            fs::remove_file(path).unwrap();
+        }
+        fs::remove_dir(dir.path().join("new")).unwrap();
+    }
+}
+
+#[test]
 fn directories_are_private_until_their_metadata_is_set() {
     let dir = tempfile::tempdir().unwrap();
     let target = open(dir.path(), Overwrite::Always);
@@ -819,6 +868,7 @@ fn names_that_collide_in_the_target_are_refused() {
         fd,
         path: Vec::new(),
         is_folding: true,
+        is_new: true,
     });
     write(&target, &folding, b"name", b"1", &file(1, 0o600)).source.unwrap();
     let again = target

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pieces from this size on are sent to the disk at once.
 const WRITTEN_BACK_MIN: usize = 256 << 10;
@@ -52,12 +53,17 @@ pub struct Restored {
 struct Temporary {
     directory: Arc<DirHandle>,
     name: String,
+    /// Whether the inode may have other names.
+    is_link: bool,
+    is_gone: bool,
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After the rename it is not there any more; in any other case nothing better can be done.
-        let _ = rustix::fs::unlinkat(&self.directory.fd, &*self.name, AtFlags::empty());
+        if !self.is_gone {
+            // Nothing better can be done when it fails.
+            let _ = rustix::fs::unlinkat(&self.directory.fd, &*self.name, AtFlags::empty());
+        }
     }
 }
 
@@ -75,6 +81,8 @@ impl Temporary {
                         Temporary {
                             directory: directory.clone(),
                             name,
+                            is_link: false,
+                            is_gone: false,
                         },
                         made,
                     ));
@@ -88,7 +96,7 @@ impl Temporary {
 
     /// Gives the final name, in place of what has it; but never in place of what this restore has made, which has that
     /// name only because the directory takes two names for the same.
-    fn rename(self, name: &[u8], target: &TargetDir) -> Result<(), TargetError> {
+    fn rename(mut self, name: &[u8], target: &TargetDir) -> Result<(), TargetError> {
         let directory = &self.directory.fd;
         let path = || self.directory.path_of(name);
         if self.directory.is_folding {
@@ -121,7 +129,11 @@ impl Temporary {
             }
         };
         match outcome {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // Between two names of one inode nothing is renamed, and it is there yet.
+                self.is_gone = !self.is_link;
+                Ok(())
+            }
             Err(Errno::EXIST) => Err(TargetError::InTheWay { path: path() }),
             Err(error) => Err(TargetError::new("naming", path(), error)),
         }
@@ -135,6 +147,9 @@ pub struct OpenTarget<'target> {
     temporary: Temporary,
     name: Vec<u8>,
     fd: OwnedFd,
+    size: u64,
+    /// Behind the last byte that was written.
+    end: AtomicU64,
 }
 
 /// A regular file that was in the target before.
@@ -152,6 +167,9 @@ impl TargetDir {
     /// `BadName`, or what the system says.
     pub fn decide(&self, directory: &Arc<DirHandle>, name: &[u8], entry: &Entry) -> Result<Decision, TargetError> {
         check_name(name)?;
+        if directory.is_vacant() && self.overwrite != Overwrite::Never {
+            return Ok(Decision::Write);
+        }
         let status = match Status::at(&directory.fd, name) {
             Err(Errno::NOENT) => return Ok(Decision::Write),
             Err(error) => return Err(TargetError::new("looking at", directory.path_of(name), error)),
@@ -194,8 +212,7 @@ impl TargetDir {
         }))
     }
 
-    /// Begins a file of `size` bytes. All of it is a hole until it is written; nobody else can read it until it is
-    /// committed.
+    /// Begins a file of `size` bytes. What is not written by then is a hole; nobody else can read it until it is committed.
     ///
     /// # Errors
     /// `BadName`, `Full`, `ReadOnly`, or what the system says.
@@ -210,14 +227,13 @@ impl TargetDir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let make = |fd: &OwnedFd, temporary: &str| rustix::fs::openat(fd, temporary, flags, PRIVATE);
         let (temporary, fd) = Temporary::make(directory, make).map_err(failed)?;
-        if size > 0 {
-            rustix::fs::ftruncate(&fd, size).map_err(failed)?;
-        }
         Ok(OpenTarget {
             target: self,
             temporary,
             name: name.to_vec(),
             fd,
+            size,
+            end: AtomicU64::new(0),
         })
     }
 
@@ -226,7 +242,7 @@ impl TargetDir {
     /// # Errors
     /// Only `Full` and `ReadOnly`; everything else that is refused is among the problems.
     pub fn keep_existing(&self, existing: &ExistingFile, meta: &Meta<'_>) -> Result<Restored, TargetError> {
-        let mut problems = meta::apply(&Subject::Open(&existing.fd), meta, &self.policy, &existing.path)?;
+        let (mut problems, _) = meta::apply(&Subject::Open(&existing.fd), meta, &self.policy, &existing.path)?;
         problems.extend(self.set_flags(&existing.fd, meta, &existing.path)?);
         Ok(Restored {
             problems,
@@ -286,7 +302,7 @@ impl TargetDir {
             Ok(made) => made,
             Err(error) => return Err(TargetError::new("opening", path, error)),
         };
-        let problems = meta::apply(&Subject::Path(&fd), meta, &self.policy, &path)?;
+        let (problems, _) = meta::apply(&Subject::Path(&fd), meta, &self.policy, &path)?;
         temporary.rename(name, self)?;
         Ok(Restored {
             problems,
@@ -326,8 +342,9 @@ impl TargetDir {
         let make = |directory: &OwnedFd, temporary: &str| {
             rustix::fs::linkat(CWD, magic_path(&fd), directory, temporary, AtFlags::SYMLINK_FOLLOW)
         };
-        let (temporary, ()) =
+        let (mut temporary, ()) =
             Temporary::make(directory, make).map_err(|error| TargetError::new("linking", path, error))?;
+        temporary.is_link = true;
         temporary.rename(name, self)
     }
 }
@@ -347,6 +364,8 @@ impl OpenTarget<'_> {
                 Err(error) => return Err(self.failed(error)),
             }
         }
+        self.end
+            .fetch_max(offset.saturating_add(bytes.len() as u64), Ordering::AcqRel);
         // Linux begins to write the pages to the disk when it is told that they are not needed any more: so it does while the next
         // ones are decoded, and the sync at the end has little to wait for.
         if bytes.len() >= WRITTEN_BACK_MIN {
@@ -366,8 +385,11 @@ impl OpenTarget<'_> {
     /// Metadata that is refused is among the problems.
     pub fn commit(self, meta: &Meta<'_>) -> Result<Restored, TargetError> {
         let path = self.temporary.directory.path_of(&self.name);
-        let mut problems = meta::apply(&Subject::Open(&self.fd), meta, &self.target.policy, &path)?;
-        let status = Status::of(&self.fd).map_err(|error| self.failed(error))?;
+        // A hole at the end; written files have their size by then, and a file system has work with it even so.
+        if self.end.load(Ordering::Acquire) < self.size {
+            rustix::fs::ftruncate(&self.fd, self.size).map_err(|error| self.failed(error))?;
+        }
+        let (mut problems, status) = meta::apply(&Subject::Open(&self.fd), meta, &self.target.policy, &path)?;
         self.temporary.rename(&self.name, self.target)?;
         problems.extend(self.target.set_flags(&self.fd, meta, &path)?);
         Ok(Restored {
