@@ -20,6 +20,7 @@ pub mod runs;
 pub mod session;
 pub mod sidecars;
 pub mod snapshots;
+pub mod spans;
 pub mod standing;
 pub mod sync;
 pub mod trailers;

@@ -444,10 +444,39 @@ impl<'r> BlobReader<'r> {
         out: &mut Vec<u8>,
     ) -> Result<(Codec, u32), RepoError> {
         let frame = self.fetch_sound(ty, id, place, opener, out)?;
-        let key = self.blob_key(place, &frame)?;
+        self.reopen_sound(ty, id, place, &frame, opener, out)
+    }
+
+    /// As [`Self::reopen_copy`], of a frame that has been fetched.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn reopen(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        frame: &[u8],
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(Codec, u32), RepoError> {
+        self.open(ty, id, place, frame, opener, out)?;
+        self.reopen_sound(ty, id, place, frame, opener, out)
+    }
+
+    fn reopen_sound(
+        &self,
+        ty: BlobType,
+        id: &ChunkId,
+        place: &ChunkPlace,
+        frame: &[u8],
+        opener: &mut Opener,
+        out: &mut Vec<u8>,
+    ) -> Result<(Codec, u32), RepoError> {
+        let key = self.blob_key(place, frame)?;
         let name = pack_name(place.kind, place.pack, place.session);
         let repo = self.repo.keys.repo();
-        blob::reopen_frame(&frame, &key, repo, 0, ty, id, &mut opener.scratch, out)
+        blob::reopen_frame(frame, &key, repo, 0, ty, id, &mut opener.scratch, out)
             .map_err(object_error("opening a chunk of", &name))
     }
 

@@ -8,6 +8,7 @@ use crate::pure::format::entry::{ChunkRef, Content, Entry};
 use crate::pure::id::ChunkId;
 use crate::repo::index::ChunkPlace;
 use crate::repo::reader::{BlobReader, TreeReader};
+use crate::repo::spans::{self, Spans};
 use crate::repo::{Repo, RepoError};
 use crate::target::TargetError;
 use crate::target::files::{DirHandle, ExistingFile, Meta, OpenTarget, Restored, TargetDir};
@@ -20,27 +21,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// A batch is sorted and sent when it has this many pieces or bytes.
 const BATCH_PIECES: usize = 4096;
 const BATCH_BYTES: u64 = 256 << 20;
-/// Neighbouring frames are read together up to this length …
-const SPAN_LOCAL: u64 = 2 << 20;
-const SPAN_REMOTE: u64 = 16 << 20;
-/// … if no more than this lies between them.
-const GAP_LOCAL: u64 = 64 << 10;
-const GAP_REMOTE: u64 = 1 << 20;
 /// Workers that fetch from a remote store at least, because they mostly wait.
 const REMOTE_WORKERS: usize = 8;
 
 /// Returns how to fetch when memory is no matter.
 pub fn fetch_share(store_is_local: bool, threads: usize) -> FetchShare {
-    if store_is_local {
-        FetchShare {
-            workers: threads.max(1),
-            span_bytes: SPAN_LOCAL,
-        }
-    } else {
-        FetchShare {
-            workers: threads.max(REMOTE_WORKERS),
-            span_bytes: SPAN_REMOTE,
-        }
+    FetchShare {
+        workers: threads.max(if store_is_local { 1 } else { REMOTE_WORKERS }),
+        span_bytes: Spans::of(store_is_local).bytes,
     }
 }
 
@@ -130,7 +118,7 @@ pub struct Batches<'b, 't> {
     outcome: &'b Outcome,
     progress: &'b Progress,
     tasks: Sender<Task<'t>>,
-    span_bytes: u64,
+    spans: Spans,
     pieces: Vec<(Arc<FilePlan<'t>>, u64, ChunkRef)>,
     open_files: Vec<Arc<FilePlan<'t>>>,
     bytes: u64,
@@ -220,21 +208,12 @@ impl<'t> Batches<'_, 't> {
             });
         }
         wanted.sort_by_key(|wanted| (wanted.place.pack, wanted.place.offset));
-        let is_local = self.repo.store.is_local();
-        let gap_max = if is_local { GAP_LOCAL } else { GAP_REMOTE };
         let mut span: Vec<Wanted<'t>> = Vec::new();
         for next in wanted {
-            if let (Some(first), Some(last)) = (span.first(), span.last()) {
-                let start = u64::from(first.place.offset);
-                let end = u64::from(last.place.offset) + u64::from(last.place.stored_len);
-                let next_start = u64::from(next.place.offset);
-                let next_end = next_start + u64::from(next.place.stored_len);
-                let joins = first.place.pack == next.place.pack
-                    && next_start.saturating_sub(end) <= gap_max
-                    && next_end - start <= self.span_bytes;
-                if !joins {
-                    self.send(Task::Span(std::mem::take(&mut span)))?;
-                }
+            if let (Some(first), Some(last)) = (span.first(), span.last())
+                && !self.spans.admit(&first.place, &last.place, &next.place)
+            {
+                self.send(Task::Span(std::mem::take(&mut span)))?;
             }
             span.push(next);
         }
@@ -286,7 +265,7 @@ impl<'r, 't> Fetcher<'_, 'r, 't> {
                 outcome: self.outcome,
                 progress: self.progress,
                 tasks,
-                span_bytes: share.span_bytes,
+                spans: Spans::of(self.repo.store.is_local()).no_longer_than(share.span_bytes),
                 pieces: Vec::new(),
                 open_files: Vec::new(),
                 bytes: 0,
@@ -321,7 +300,7 @@ impl<'t> Worker<'_, '_, '_, 't> {
             return;
         };
         let start = u64::from(first.place.offset);
-        let end = u64::from(last.place.offset) + u64::from(last.place.stored_len);
+        let end = spans::end(&last.place);
         let fetched = self
             .fetcher
             .reader
