@@ -10,10 +10,10 @@ use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
 use larder::edge::host;
 use larder::edge::store::location::{Location, StoreOptions, open as open_store};
 use larder::edge::store::memory::MemoryStore;
-use larder::edge::store::{Failure, Part, Prefix, Store, StoreKey, Version, Versions};
+use larder::edge::store::{Failure, Part, Prefix, Retention, Store, StoreKey, Version, Versions};
 use larder::ops::doctor::{self, Level};
 use larder::ops::forget;
-use larder::ops::{OpError, Progress, check, keys, object_lock, prune, replicate, restore};
+use larder::ops::{OpError, Progress, check, keys, object_lock, promote, prune, replicate, restore};
 use larder::pure::base::{Explain, Kind, LockMode, Timestamp};
 use larder::pure::crypto::Secret;
 use larder::pure::crypto::kdf::Cost;
@@ -201,7 +201,7 @@ fn what_is_locked_is_left_told_and_deleted_when_its_lock_is_over() {
         for round in 0..2 {
             let report = place.prune().unwrap();
             old = condemned(&place);
-            assert!(old.len() > 1, "{endpoint}: {old:?}");
+            assert!(!old.is_empty(), "{endpoint}: {old:?}");
             assert_eq!(report.deleted.packs, 0, "{endpoint} {round}: {report:?}");
             assert_eq!(
                 report.locked.objects,
@@ -765,6 +765,98 @@ fn a_place_without_versions_says_so() {
             check::chain(&refused).contains("keeps no versions"),
             "{endpoint}: {}",
             check::chain(&refused)
+        );
+    }
+}
+
+#[test]
+fn a_replica_that_does_not_lock_becomes_the_primary_without_locks_and_says_so() {
+    for can_lock in [true, false] {
+        let (_, place) = in_memory(lock(30, 10));
+        let snapshot = place.back_up();
+        let copy = MemoryStore::new();
+        copy.set_time(host::now());
+        if can_lock {
+            copy.allow_locks();
+        }
+        let options = replicate::Options {
+            dry_run: false,
+            verify: false,
+            threads: 1,
+            bytes_in_memory: 64 << 20,
+        };
+        let shared: Arc<dyn Store> = Arc::new(copy.clone());
+        replicate::run(&*place.store, &*shared, &options, &Progress::default()).unwrap();
+        let cache = scratch();
+        let repo = try_open(shared.clone(), cache.path(), &admin()).unwrap();
+        repo.sync_history().unwrap();
+        assert!(
+            copy.locked().is_empty(),
+            "what a replica does with locks is its own matter"
+        );
+        let promoted = promote::run(&repo, false).unwrap();
+        assert_eq!(promoted.lock_ended, !can_lock);
+        drop(repo);
+        let repo = try_open(shared.clone(), cache.path(), &admin()).unwrap();
+        assert_eq!(repo.config.lock, can_lock.then(|| lock(30, 10)));
+        drop(repo);
+        place.fill(2);
+        back_up(shared.clone(), cache.path(), &admin(), &place.source()).unwrap();
+        prune_with(shared.clone(), cache.path(), &prune_options()).unwrap();
+        let is_locked = |key: &StoreKey| copy.locked().contains_key(key);
+        let outcome = store_key(&ObjectName::Outcome(snapshot));
+        assert_eq!(
+            is_locked(&outcome),
+            can_lock,
+            "what was copied is locked by the first prune there"
+        );
+        assert_eq!(copy.locked().len() > 10, can_lock);
+    }
+}
+
+/// Where a service does not let a lock become firmer (Ceph 20 wants the right to lift it), it is extended as it is.
+#[test]
+fn a_lock_becomes_firmer_when_it_is_extended_where_that_is_allowed_and_never_softer() {
+    for endpoint in servers("a_lock_becomes_firmer_when_it_is_extended_where_that_is_allowed_and_never_softer") {
+        let bucket = Bucket::make_with(&endpoint, true);
+        let place = Place::new(connect(&bucket), Some(lock(1, 1)));
+        place.fill(1);
+        place.back_up();
+        let firm = ObjectLock::new(LockMode::Compliance, 1, Some(1)).unwrap();
+        let locks = || -> Vec<Retention> {
+            let rows = ["data/", "meta/"].iter().flat_map(|under| place.versions(under));
+            rows.map(|row| place.store.retention(&row.key, row.first().unwrap()).unwrap().unwrap())
+                .collect()
+        };
+        let mut before = locks();
+        assert!(
+            before.iter().all(|lock| lock.mode == LockMode::Governance),
+            "{endpoint}"
+        );
+        for wanted in [firm, lock(1, 1)] {
+            object_lock::run(&place.open(), Some(wanted)).unwrap();
+            std::thread::sleep(Duration::from_secs(2));
+            let report = place.prune().unwrap();
+            assert!(
+                report.extended.failed == 0 && report.extended.extended > 0,
+                "{endpoint}: {report:?}"
+            );
+            let after = locks();
+            for (before, after) in before.iter().zip(&after) {
+                assert!(after.until > before.until, "{endpoint}: {before:?} {after:?}");
+                let is_softer = before.mode == LockMode::Compliance && after.mode == LockMode::Governance;
+                assert!(!is_softer, "{endpoint}: {before:?} {after:?}");
+            }
+            before = after;
+        }
+        eprintln!("{endpoint}: {}", before[0].mode);
+        // What is written anew is as the configuration has it.
+        object_lock::run(&place.open(), Some(firm)).unwrap();
+        place.fill(2);
+        place.back_up();
+        assert!(
+            locks().iter().any(|lock| lock.mode == LockMode::Compliance),
+            "{endpoint}"
         );
     }
 }

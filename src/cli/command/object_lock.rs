@@ -3,7 +3,7 @@
 use crate::cli::args::ObjectLockArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{Doing, Failure};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, count};
 use crate::ops::object_lock;
 use crate::pure::base::LockMode;
 use crate::pure::format::config::ObjectLock;
@@ -37,6 +37,9 @@ pub fn run(context: &Context, args: &ObjectLockArgs) -> Result<(), Failure> {
         (Some(lock), Some(_)) => {
             output.say(format!("Object Lock is on: {}", words(lock)))?;
             tell(output, lock);
+            if changed.before.is_some_and(|before| before.mode != lock.mode) {
+                output.note("locks that are there become as firm as that when they are extended, where the service lets them");
+            }
             output.say("what is there already is locked by the next `larder repo prune`")
         }
     }
@@ -44,24 +47,26 @@ pub fn run(context: &Context, args: &ObjectLockArgs) -> Result<(), Failure> {
 
 /// Says what a lock is, in words.
 pub fn words(lock: ObjectLock) -> String {
-    format!(
-        "{}, {} days, extended when less than {} are left",
-        lock.mode, lock.retain_days, lock.extend_below_days
-    )
+    let days = count(lock.retain_days.into(), "day", "days");
+    match lock.extend_below_days {
+        0 => format!("{}, {days}, extended when it is over", lock.mode),
+        below => format!("{}, {days}, extended when less than {below} are left", lock.mode),
+    }
 }
 
 /// Says what a lock asks of its owner.
 pub fn tell(output: &Output, lock: ObjectLock) {
     if lock.mode == LockMode::Compliance {
         output.note(format!(
-            "nobody can delete what is written from now on before {} days have passed, and nobody can take that back",
-            lock.retain_days
+            "nobody can delete what is written from now on before {} passed, and nobody can take that back",
+            count(lock.retain_days.into(), "day has", "days have")
         ));
     }
     output.note(match lock.extend_below_days {
         0 => "locks are extended when they end, so they can be over for a while: a prune every day, and a longer lock, keep more".to_owned(),
         days => format!(
-            "`larder repo prune` extends the locks of what is needed: it has to run at least every {days} days"
+            "`larder repo prune` extends the locks of what is needed: it has to run at least every {}",
+            count(days.into(), "day", "days")
         ),
     });
 }

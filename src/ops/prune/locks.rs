@@ -264,15 +264,25 @@ fn keep(
     if !pass.extends(found.map(|lock| lock.until)) {
         return Ok(found.map(|lock| (lock.until, false)));
     }
+    // The firmer of both: a lock that nobody can lift is not made one that somebody can.
+    let held = found.map(|lock| lock.mode);
     let retention = Retention {
-        // The firmer of both: a lock that nobody can lift is not made one that somebody can.
-        mode: match found.map(|lock| lock.mode) {
+        mode: match held {
             Some(LockMode::Compliance) => LockMode::Compliance,
             _ => mode,
         },
         until: pass.until,
     };
-    match repo.store.extend(key, version, retention) {
+    let mut extended = repo.store.extend(key, version, retention);
+    if let Err(error) = &extended
+        && error.class == Failure::Denied
+        && held.is_some_and(|held| held != retention.mode)
+    {
+        // Some services let nobody but who may lift it make a lock firmer. It is not to end for that.
+        let mode = held.unwrap_or(mode);
+        extended = repo.store.extend(key, version, Retention { mode, ..retention });
+    }
+    match extended {
         Ok(()) => Ok(Some((retention.until, true))),
         Err(error) if error.class == Failure::NotFound => Ok(None),
         Err(error) => Err(store_error("extending a lock")(error)),
