@@ -456,6 +456,9 @@ def parse_config(data, name):
     packs, codec = c.get(9, {}), c.get(10, {})
     need(all(1 <= packs.get(i, 1) <= 1 << 30 for i in (0, 1)) and 1 <= packs.get(2, 1) <= 64, f"{name}: pack targets")
     need(1 <= codec.get(1, 1) <= 19, f"{name}: compression level")
+    lock = c.get(19, {})
+    if lock.get(0, 0):
+        need(lock[0] <= 2 and 1 <= lock.get(1, 0) <= 36500 and lock.get(2, 0) <= lock[1], f"{name}: object lock")
     need(c.get(12, 0) <= 1 and c.get(13, 0) <= 2 and c.get(16, 0) <= 4, f"{name}: padding, trust or checksum")
     limits = {0: (4, 10), 1: (4, 12), 2: (NODE_MAX, NODE_MAX), 3: (0, 512), 4: (1, 64), 5: (4, 16), 6: (256, 4096)}
     fields(c[11], f"{name}: tree parameters", {i: is_uint for i in limits})

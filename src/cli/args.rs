@@ -1,8 +1,8 @@
 //! What can be written on the command line, and the help.
 
 use super::names::{
-    Every, parse_count, parse_duration, parse_every, parse_percent, parse_rate, parse_session, parse_size, parse_span,
-    parse_tag, parse_words,
+    Every, LockArg, parse_count, parse_duration, parse_every, parse_lock, parse_percent, parse_rate, parse_session,
+    parse_size, parse_span, parse_tag, parse_words,
 };
 use crate::pure::id::SessionId;
 use crate::pure::plan::policy::Span;
@@ -41,6 +41,7 @@ Keep it healthy:
   repo repair         mend what check has found
   repo prune          give back the space of forgotten snapshots; repo undelete
   repo replicate      keep a sealed copy in another place; repo promote
+  repo object-lock    have a bucket lock what is written
   repo copy           copy snapshots into a repository with other keys
   repo doctor         look whether bucket, disk, clock and keys are as they should be
   repo info, stats    format and keys; sizes
@@ -138,6 +139,9 @@ pub struct Globals {
     /// Allow plain http to other machines: everything is encrypted, but credentials and names can be misused
     #[arg(long, global = true, help_heading = "Repository")]
     pub insecure_http: bool,
+    /// Read a bucket that keeps versions as it was at TIME, before somebody deleted or overwrote; for commands that only read
+    #[arg(long, global = true, value_name = "TIME", help_heading = "Repository")]
+    pub as_of: Option<String>,
     /// Print JSON: one object, or one for each line (see docs/json.md)
     #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
@@ -304,6 +308,15 @@ below 64 KiB have a plain copy, and come back even if they are gone; a whole pac
 copy: have two of them. Objects that are damaged already get none; they are named, with exit code 4. Not for buckets."
     )]
     Parity(ParityArgs),
+    /// Have the bucket lock what is written, so that nobody can delete it for some days
+    #[command(
+        after_help = "Examples:\n  larder repo object-lock governance:30\n  larder repo object-lock compliance:90 --extend-below 30\n  larder repo object-lock off\n\n\
+Needs a bucket that was made with Object Lock; whether it locks is tried out first. What is written from then on is locked for so many\n\
+days, and `larder repo prune` extends the locks of what snapshots need, so it has to run more often than every --extend-below days. What\n\
+nothing needs any more is deleted when its lock is over. `governance` can be lifted by whoever has the right to, `compliance` by nobody.\n\
+After somebody has deleted or overwritten objects, `--as-of` reads the repository as it was before."
+    )]
+    ObjectLock(ObjectLockArgs),
     /// Mend what is damaged; only ever adds
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Repair(RepairCommand),
@@ -320,6 +333,19 @@ pub struct InitArgs {
     /// Also make a paper key, which opens the repository without the password, and print it
     #[arg(long)]
     pub paper_key: bool,
+    /// Have the bucket lock what is written for so many days; see `repo object-lock`
+    #[arg(long, value_name = "governance:DAYS|compliance:DAYS", value_parser = parse_lock)]
+    pub object_lock: Option<LockArg>,
+}
+
+#[derive(Debug, Args)]
+pub struct ObjectLockArgs {
+    /// How firmly, and for how many days; or: off
+    #[arg(value_name = "governance:DAYS|compliance:DAYS|off", value_parser = parse_lock)]
+    pub lock: LockArg,
+    /// Extend locks of what is needed when less than so many days are left [default: half of the days]
+    #[arg(long, value_name = "DAYS")]
+    pub extend_below: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use super::args::{CopyArgs, FilterArgs, Globals, ToArgs};
 use super::env::{self, Environment, Profile, SecretArgs};
 use super::error::{Doing, Failure};
 use super::interrupt::Interrupt;
-use super::names::{DayEdge, local_time, parse_rate, parse_size, parse_time};
+use super::names::{DayEdge, local_time, parse_rate, parse_size, parse_time, time_argument};
 use super::output::Output;
 use super::progress::Display;
 use crate::edge::host;
@@ -13,6 +13,7 @@ use crate::edge::store::Store;
 use crate::edge::store::location::{self, Identity, Location, StoreOptions};
 use crate::ops::Progress;
 use crate::ops::restore::fetch_share;
+use crate::pure::base::Timestamp;
 use crate::pure::base::memory::{BackupNeeds, BackupShare, Ceiling, FetchShare, IndexShare, TooSmall};
 use crate::pure::base::size::format_bytes;
 use crate::pure::crypto::Domain;
@@ -111,6 +112,8 @@ impl Context {
             .or_else(|| profile.repository.clone().map(Into::into))
             .ok_or_else(|| Failure::usage("the other place was not named").with_hint("give --to, or --to-profile"))?;
         let mut options = self.store_options()?;
+        // The other place is as it is.
+        options.as_of = None;
         options.endpoint = args
             .to_s3_endpoint
             .clone()
@@ -166,6 +169,7 @@ impl Context {
             upload_rate: rate(self.globals.limit_upload, self.profile.limit_upload.as_deref())?,
             download_rate: rate(self.globals.limit_download, self.profile.limit_download.as_deref())?,
             identity: self.profile.aws_profile.clone().map(Identity::Profile),
+            as_of: self.as_of()?,
             cancel: self.interrupt.waits.clone(),
             ..StoreOptions::default()
         };
@@ -173,6 +177,15 @@ impl Context {
             options.connections = connections.into();
         }
         Ok(options)
+    }
+
+    /// Returns the time at which the repository is to be read, where somebody named one.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn as_of(&self) -> Result<Option<Timestamp>, Failure> {
+        let named = self.globals.as_of.as_deref();
+        named.map(|text| time_argument(text, DayEdge::End)).transpose()
     }
 
     /// Returns the files that hold what opens the repository, wherever they were named.
@@ -216,6 +229,11 @@ impl Context {
         let dir = match named.or(self.profile.cache_dir.as_ref()) {
             Some(dir) => dir.clone(),
             None => self.environment.default_cache_dir()?,
+        };
+        // What was is another repository than what is: what is remembered of one would be a rollback of the other.
+        let dir = match self.as_of()? {
+            Some(time) => dir.join(format!("as-of-{}", time.0.div_euclid(1_000_000_000))),
+            None => dir,
         };
         std::path::absolute(&dir).map_err(|error| Failure::local("cannot find the working directory", &error))
     }

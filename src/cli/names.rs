@@ -1,9 +1,10 @@
 //! How people write snapshots, times, durations and sizes, and how times are shown to them.
 
 use super::error::Failure;
-use crate::pure::base::Timestamp;
 use crate::pure::base::size::parse_bytes;
 use crate::pure::base::time::FileTime;
+use crate::pure::base::{LockMode, Timestamp};
+use crate::pure::format::config::ObjectLock;
 use crate::pure::id::SessionId;
 use crate::pure::plan::policy::{Span, UNLIMITED};
 use jiff::civil;
@@ -149,6 +150,29 @@ pub fn parse_words(text: &str) -> Result<String, String> {
         return Err("write a few words on one line".into());
     }
     Ok(text.to_owned())
+}
+
+/// A lock, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockArg(pub Option<ObjectLock>);
+
+/// Reads a lock: `governance:30`, `compliance:90` or `off`.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_lock(text: &str) -> Result<LockArg, String> {
+    let error = || format!("{text:?} is not a lock; write governance:30, compliance:90 or off, with 1 to 36500 days");
+    if text == "off" {
+        return Ok(LockArg(None));
+    }
+    let (mode, days) = text.split_once(':').ok_or_else(error)?;
+    let mode = match mode {
+        "governance" => LockMode::Governance,
+        "compliance" => LockMode::Compliance,
+        _ => return Err(error()),
+    };
+    let lock = days.parse().ok().and_then(|days| ObjectLock::new(mode, days, None));
+    Ok(LockArg(Some(lock.ok_or_else(error)?)))
 }
 
 /// Reads how many are to be kept: a number, or `all`.

@@ -45,9 +45,7 @@ pub fn hold(repo: &Repo, session: &SessionId, until: Option<Timestamp>, reason: 
         return Ok(repo.sync_marks()?);
     }
     let hold = ObjectName::Hold(*session, name);
-    repo.store
-        .remove(&[store_key(&hold)])
-        .map_err(store_error("removing a hold on what is gone"))?;
+    repo.erase_or_hide(&[store_key(&hold)], "removing a hold on what is gone")?;
     if is_there {
         return Err(OpError::Refused {
             what: format!("{session} has been forgotten, so it cannot be held"),

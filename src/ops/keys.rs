@@ -28,6 +28,14 @@ pub struct KnownProtector {
     pub problem: Option<String>,
 }
 
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    pub protector: KnownProtector,
+    /// Until then it is locked in the store: nobody finds it by its name, and whoever may read old versions still can.
+    pub hidden_until: Option<Timestamp>,
+}
+
 fn kind_of(kind: &ProtectorKind) -> String {
     match kind {
         ProtectorKind::Passphrase { cost, .. } => {
@@ -144,7 +152,7 @@ pub(super) fn confirm_opens(
 ///
 /// # Errors
 /// When that would be refused, when there is none of this number, or when it cannot be deleted.
-pub fn remove(repo: &Repo, number: u32, force: bool) -> Result<KnownProtector, OpError> {
+pub fn remove(repo: &Repo, number: u32, force: bool) -> Result<Removed, OpError> {
     let known = list(repo)?;
     let Some(chosen) = known.iter().find(|protector| protector.number == number).cloned() else {
         return Err(OpError::Usage(format!(
@@ -172,9 +180,10 @@ pub fn remove(repo: &Repo, number: u32, force: bool) -> Result<KnownProtector, O
         });
     }
     let name = ObjectName::Protector(repo.kid, number);
-    repo.store
-        .remove(&[store_key(&name)])
-        .map_err(store_error("removing the key"))?;
+    let hidden_until = repo.erase_or_hide(&[store_key(&name)], "removing the key")?;
     repo.index.forget(&name.to_string())?;
-    Ok(chosen)
+    Ok(Removed {
+        protector: chosen,
+        hidden_until,
+    })
 }

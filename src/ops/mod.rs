@@ -14,6 +14,7 @@ pub mod holders;
 pub mod keys;
 pub mod look;
 mod node_key;
+pub mod object_lock;
 pub mod parity;
 pub mod progress;
 pub mod promote;

@@ -3,15 +3,16 @@
 
 use super::OpError;
 use crate::edge::host;
-use crate::edge::store::Created;
+use crate::edge::store::{Created, Failure};
 use crate::pure::base::Kind;
 use crate::pure::crypto::sign::role;
 use crate::pure::format::FormatError;
+use crate::pure::format::config::ObjectLock;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::replica::ReplicaMark;
 use crate::pure::id::PlaceId;
 use crate::repo::error::{object_error, store_error};
-use crate::repo::open::{create_new, read_whole, store_key};
+use crate::repo::open::{create_new, lock_wish, read_whole, store_key};
 use crate::repo::standing::Standing;
 use crate::repo::{Repo, RepoError};
 use bytes::Bytes;
@@ -24,6 +25,8 @@ pub struct Promoted {
     pub config: u64,
     /// Whether the store creates an object only if its name is free.
     pub conditional_writes: bool,
+    /// The repository had its objects locked, and this store does not: it does not ask for that any more.
+    pub lock_ended: bool,
     /// What is missing in the history of this place.
     pub gaps: Vec<String>,
 }
@@ -78,6 +81,8 @@ pub fn run(repo: &Repo, despite_gaps: bool) -> Result<Promoted, OpError> {
     config.previous = Some(Repo::object_hash(&current));
     config.created = host::now();
     config.primary = Some(place);
+    config.lock = lock_here(repo)?;
+    repo.store.set_lock(config.lock.map(lock_wish));
     config.gc.conditional_writes = abilities.conditional_create;
     if !abilities.conditional_create {
         // As for a repository that is made in such a store.
@@ -102,8 +107,21 @@ pub fn run(repo: &Repo, despite_gaps: bool) -> Result<Promoted, OpError> {
         place,
         config: config.sequence,
         conditional_writes: abilities.conditional_create,
+        lock_ended: config.lock != repo.config.lock,
         gaps,
     })
+}
+
+/// The lock of the repository, if this store can do it.
+fn lock_here(repo: &Repo) -> Result<Option<ObjectLock>, RepoError> {
+    let Some(lock) = repo.config.lock else {
+        return Ok(None);
+    };
+    match repo.store.try_lock(lock.mode) {
+        Ok(()) => Ok(Some(lock)),
+        Err(error) if error.class == Failure::Permanent => Ok(None),
+        Err(error) => Err(store_error("trying out whether the store locks objects")(error)),
+    }
 }
 
 /// Gives the place a mark of its own, by which it can be named.

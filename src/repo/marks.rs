@@ -192,9 +192,7 @@ impl Repo {
             }
         }
         if !keys.is_empty() {
-            self.store
-                .remove(&keys)
-                .map_err(store_error("removing the holds on a snapshot"))?;
+            self.erase_or_hide(&keys, "removing the holds on a snapshot")?;
         }
         Ok(keys.len())
     }

@@ -3,12 +3,14 @@
 mod again;
 pub mod at_once;
 pub mod compacted;
+mod erase;
 pub mod error;
 pub mod index;
 pub mod locate;
 pub mod lock;
 pub mod maintain;
 pub mod marks;
+pub mod needed;
 pub mod open;
 pub mod pack_writer;
 pub mod parity;

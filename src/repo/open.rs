@@ -6,18 +6,19 @@ use super::index::{LocalIndex, NodeCache};
 use super::parity::ParityStore;
 use super::standing::{Standing, state_name};
 use crate::edge::host;
-use crate::edge::store::{Created, Listed, Part, Prefix, Store, StoreKey};
+use crate::edge::store::{Created, Listed, Lock, Part, Prefix, Store, StoreKey};
 use crate::pure::base::memory::IndexShare;
 use crate::pure::base::with_causes;
 use crate::pure::crypto::kdf::{self, Cost};
 use crate::pure::crypto::sign::{WriterKey, role};
 use crate::pure::crypto::{Domain, EpochSecrets, KeyRing, Secret, Signer, Verifier};
-use crate::pure::format::config::Config;
+use crate::pure::format::config::{Config, ObjectLock};
 use crate::pure::format::envelope;
 use crate::pure::format::grant::{self, Grant, KidRow};
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::protector::{self, Protector, ProtectorKind};
 use crate::pure::id::{KeyId, ObjectHash, PlaceId, RepoId};
+use crate::pure::plan::lock::LOCKED;
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -122,6 +123,15 @@ pub fn store_key(name: &ObjectName) -> StoreKey {
     StoreKey::new(name.to_string()).expect("every name of the format is a valid store key")
 }
 
+/// What a configuration wants of the store.
+pub fn lock_wish(lock: ObjectLock) -> Lock {
+    Lock {
+        mode: lock.mode,
+        days: lock.retain_days,
+        under: LOCKED,
+    }
+}
+
 /// Turns a literal into a prefix.
 pub fn prefix(text: &str) -> Prefix {
     Prefix::new(text).expect("prefixes are literals or ids")
@@ -194,6 +204,19 @@ pub fn bytes_max(name: &ObjectName) -> u64 {
 /// # Errors
 /// When the place holds a repository already, or cannot be written.
 pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<RepoId, RepoError> {
+    init_locked(store, credential, cost, None)
+}
+
+/// As [`init`], in a store that locks what it is given.
+///
+/// # Errors
+/// As `init`, and when the store does not lock.
+pub fn init_locked(
+    store: &dyn Store,
+    credential: &Credential,
+    cost: Cost,
+    lock: Option<ObjectLock>,
+) -> Result<RepoId, RepoError> {
     store
         .prepare()
         .map_err(store_error("preparing the place for the repository"))?;
@@ -204,6 +227,12 @@ pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<Re
     }
     let abilities = store.probe().map_err(store_error("trying out what the store can do"))?;
     store.set_conditional(abilities.conditional_create);
+    if let Some(lock) = lock {
+        store
+            .try_lock(lock.mode)
+            .map_err(store_error("trying out whether the store locks objects"))?;
+        store.set_lock(Some(lock_wish(lock)));
+    }
     let now = host::now();
     let repo = RepoId(host::random());
     let kid = KeyId(host::random());
@@ -230,6 +259,7 @@ pub fn init(store: &dyn Store, credential: &Credential, cost: Cost) -> Result<Re
         chain_end: None,
     };
     let mut config = Config::first(repo, now, admin);
+    config.lock = lock;
     config.gc.conditional_writes = abilities.conditional_create;
     if !abilities.conditional_create {
         // Format-spec chapter 16: the weaker mode rests on intervals.
@@ -421,6 +451,8 @@ pub fn connect(store: Arc<dyn Store>, options: LocalOptions) -> Result<Locked, R
     // Nothing has been written so far.
     store.set_conditional(config.gc.conditional_writes);
     let standing = Standing::known_here(&config, &marks, &options.cache_dir);
+    // What a replica's bucket does with locks, the configuration of the primary does not say.
+    store.set_lock(config.lock.filter(|_| standing == Standing::Primary).map(lock_wish));
     Ok(Locked {
         store,
         config,

@@ -4,7 +4,11 @@
 //! The sidecar comes after its object and goes before it. So there is none for an object that was never created, and a sidecar without an
 //! object means that the object was lost: whatever was deleted on purpose had lost its sidecar first.
 
-use crate::edge::store::{Abilities, Created, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey};
+use crate::edge::store::{
+    Abilities, Created, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError, StoreKey,
+    Version, Versions,
+};
+use crate::pure::base::LockMode;
 use crate::pure::format::name::ObjectName;
 use crate::pure::format::parity::{self, COPIED_BELOW, Shape};
 use bytes::Bytes;
@@ -124,6 +128,39 @@ impl Store for ParityStore {
 
     fn set_conditional(&self, conditional: bool) {
         self.inner.set_conditional(conditional);
+    }
+
+    fn set_lock(&self, lock: Option<Lock>) {
+        self.inner.set_lock(lock);
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.inner.try_lock(mode)
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.inner.retention(key, version)
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.inner.extend(key, version, retention)
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        let beside: Vec<StoreKey> = keys.iter().filter_map(sidecar_key).collect();
+        if !beside.is_empty() {
+            self.inner.remove(&beside)?;
+        }
+        self.inner.erase(keys)
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        self.inner.list_versions(prefix, after, each)
     }
 
     fn location(&self) -> String {

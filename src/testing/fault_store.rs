@@ -3,8 +3,10 @@
 //! every verb counts.
 
 use crate::edge::store::{
-    Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey,
+    Abilities, Created, Failure, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError,
+    StoreKey, Version, Versions,
 };
+use crate::pure::base::LockMode;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -279,6 +281,37 @@ impl<S: Store> Store for FaultStore<S> {
 
     fn give_up_reserve(&self) -> bool {
         self.inner.give_up_reserve()
+    }
+
+    fn set_lock(&self, lock: Option<Lock>) {
+        self.inner.set_lock(lock);
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.run("trying to lock", &mode, || self.inner.try_lock(mode))
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.run("looking at a lock", key, || self.inner.retention(key, version))
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.run("locking", key, || self.inner.extend(key, version, retention))
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        self.run("deleting", &keys.len(), || self.inner.erase(keys))
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        self.run("listing versions", &prefix.as_str(), || {
+            self.inner.list_versions(prefix, after, each)
+        })
     }
 
     fn location(&self) -> String {

@@ -11,15 +11,20 @@ use larder::edge::store::location::StoreOptions;
 use larder::edge::store::s3::settings::{self, Answer};
 use larder::ops::doctor::{self, Finding, Level};
 
-struct Bucket {
-    runtime: tokio::runtime::Runtime,
-    client: aws_sdk_s3::Client,
-    name: String,
-    endpoint: String,
+pub(crate) struct Bucket {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) client: aws_sdk_s3::Client,
+    pub(crate) name: String,
+    pub(crate) endpoint: String,
 }
 
 impl Bucket {
-    fn make(endpoint: &str) -> Bucket {
+    pub(crate) fn make(endpoint: &str) -> Bucket {
+        Bucket::make_with(endpoint, false)
+    }
+
+    /// `locks`: with Object Lock.
+    pub(crate) fn make_with(endpoint: &str, locks: bool) -> Bucket {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -37,7 +42,11 @@ impl Bucket {
             )
         });
         let name = format!("larder-doctor-{:08x}", u32::from_le_bytes(larder::edge::host::random()));
-        runtime.block_on(client.create_bucket().bucket(&name).send()).unwrap();
+        let call = client
+            .create_bucket()
+            .bucket(&name)
+            .set_object_lock_enabled_for_bucket(locks.then_some(true));
+        runtime.block_on(call.send()).unwrap();
         Bucket {
             runtime,
             client,
@@ -69,7 +78,7 @@ impl Bucket {
             matches!(settings.clock_ahead, Answer::Is(ahead) if ahead.abs() < 60_000_000_000),
             "{settings:?}"
         );
-        doctor::bucket(&settings)
+        doctor::bucket(&settings, None)
     }
 }
 
@@ -89,7 +98,7 @@ fn level(findings: &[Finding], subject: &str) -> Level {
         .unwrap_or_else(|| panic!("nothing about {subject}: {findings:?}"))
 }
 
-fn servers(test: &str) -> Vec<String> {
+pub(crate) fn servers(test: &str) -> Vec<String> {
     let servers: Vec<String> = ["LARDER_TEST_S3_CEPH", "LARDER_TEST_S3_MINISTACK"]
         .iter()
         .filter_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
@@ -220,7 +229,7 @@ fn what_may_not_be_asked_is_unknown_and_never_good() {
             eprintln!("SKIPPED: refused questions at {endpoint}: it does not check keys");
             continue;
         }
-        let findings = doctor::bucket(&settings);
+        let findings = doctor::bucket(&settings, None);
         let lifecycle = findings.iter().find(|finding| finding.subject == "lifecycle").unwrap();
         assert!(lifecycle.level == Level::Unknown && lifecycle.matters, "{lifecycle:?}");
         let good = findings.iter().filter(|finding| finding.level == Level::Ok);

@@ -16,6 +16,7 @@ mod local_state;
 mod lost_packs;
 mod marks;
 mod model;
+mod object_lock;
 mod prune;
 mod reading;
 mod repair;

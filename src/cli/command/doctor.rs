@@ -8,6 +8,7 @@ use crate::edge::host;
 use crate::edge::store::location::Location;
 use crate::ops::doctor::{self, Finding, Level};
 use crate::pure::base::{Explain, Kind};
+use crate::pure::format::config::ObjectLock;
 use crate::repo::open;
 use serde_json::{Value, json};
 
@@ -15,11 +16,13 @@ pub fn run(context: &Context, args: &DoctorArgs) -> Result<(), Failure> {
     let now = host::now();
     let location = context.location()?;
     let store = context.store()?;
-    let mut findings = place(context, &location)?;
+    let connected = open::connect(store.clone(), context.local_options()?);
+    let lock = connected.as_ref().ok().and_then(|locked| locked.config().lock);
+    let mut findings = place(context, &location, lock)?;
     findings.extend(doctor::cache(&context.cache_dir()?));
     findings.extend(doctor::secrets(&context.secret_files()));
     let mut expects_conditions = None;
-    match open::connect(store.clone(), context.local_options()?) {
+    match connected {
         Err(error) => findings.push(cannot_open(error.kind(), &Failure::from(error))),
         Ok(locked) => {
             expects_conditions = Some(locked.config().gc.conditional_writes);
@@ -41,18 +44,18 @@ pub fn run(context: &Context, args: &DoctorArgs) -> Result<(), Failure> {
 }
 
 /// The disk or bucket.
-fn place(context: &Context, location: &Location) -> Result<Vec<Finding>, Failure> {
+fn place(context: &Context, location: &Location, lock: Option<ObjectLock>) -> Result<Vec<Finding>, Failure> {
     match location {
         Location::Directory(path) => Ok(doctor::directory(path)),
         #[cfg(feature = "s3")]
         Location::S3 { bucket, prefix } => {
             let settings = crate::edge::store::s3::settings::read(bucket, prefix, &context.store_options()?)
                 .doing("connecting to the bucket")?;
-            Ok(doctor::bucket(&settings))
+            Ok(doctor::bucket(&settings, lock))
         }
         #[cfg(not(feature = "s3"))]
         Location::S3 { .. } => {
-            let _ = context;
+            let _ = (context, lock);
             Ok(Vec::new())
         }
     }

@@ -231,6 +231,7 @@ fn add_writer(context: &Context, args: &KeyAddWriterArgs) -> Result<(), Failure>
                 bucket: &bucket,
                 prefix: &prefix,
                 principal: None,
+                lock_days: repo.config.lock.map(|lock| lock.retain_days),
                 knows_condition: repo.config.gc.conditional_writes,
             };
             policy::document(place, &kid, duty.roles())
@@ -323,6 +324,7 @@ fn print_policy(context: &Context, args: &KeyPolicyArgs) -> Result<(), Failure> 
         bucket: &bucket,
         prefix: &prefix,
         principal: args.principal.as_deref(),
+        lock_days: repo.config.lock.map(|lock| lock.retain_days),
         knows_condition: repo.config.gc.conditional_writes && !args.no_condition,
     };
     let policy = policy::document(place, &row.kid, row.roles).ok_or_else(|| {
@@ -360,13 +362,22 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<(), Failure> {
     let repo = context.repo()?;
     let removed = keys::remove(&repo, args.number, args.force).doing("removing a key")?;
     if context.output.json {
-        return context
-            .output
-            .json(&json!({"type": "key_removed", "version": 1, "number": removed.number}));
+        return context.output.json(&json!({
+            "type": "key_removed", "version": 1, "number": removed.protector.number,
+            "locked_until": removed.hidden_until.map(rfc3339),
+        }));
     }
-    context
-        .output
-        .say(format!("removed number {} ({})", removed.number, removed.kind))?;
+    context.output.say(format!(
+        "removed number {} ({})",
+        removed.protector.number, removed.protector.kind
+    ))?;
+    if let Some(until) = removed.hidden_until {
+        context.output.warn(format!(
+            "its object is locked in the bucket until {}: larder does not open the repository with it any more, but whoever may read \
+             old versions and has the password or key still can",
+            local_time(until)
+        ));
+    }
     context
         .output
         .note("whoever has used it before may have kept what it opened; it does not re-encrypt the repository");

@@ -12,6 +12,7 @@ mod forget;
 mod hold;
 mod key;
 mod ls;
+mod object_lock;
 mod parity;
 mod policy;
 mod prune;
@@ -23,7 +24,7 @@ mod roles;
 mod shell;
 mod snapshot;
 
-use super::args::{Command, RepoCommand};
+use super::args::{Command, RepoCommand, SnapshotCommand};
 use super::context::Context;
 use super::error::Failure;
 
@@ -32,6 +33,11 @@ use super::error::Failure;
 /// # Errors
 /// When not everything that was asked for was done.
 pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
+    if context.globals.as_of.is_some() && !only_reads(&command) {
+        return Err(Failure::usage("--as-of is for commands that only read the repository").with_hint(
+            "restore, dump, ls, find, diff, snapshot list and show, repo info, stats and check, and repo copy and replicate, which copy from it",
+        ));
+    }
     match command {
         Command::Repo(RepoCommand::Init(args)) => repo::init(context, &args),
         Command::Repo(RepoCommand::Info) => repo::info(context),
@@ -44,6 +50,7 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Repo(RepoCommand::Replicate(args)) => replicate::run(context, &args),
         Command::Repo(RepoCommand::Promote { force }) => replicate::promote(context, force),
         Command::Repo(RepoCommand::Parity(args)) => parity::run(context, &args),
+        Command::Repo(RepoCommand::ObjectLock(args)) => object_lock::run(context, &args),
         Command::Repo(RepoCommand::Repair(command)) => repair::run(context, &command),
         Command::Repo(RepoCommand::Key(command)) => key::run(context, command),
         Command::Backup(args) => backup::run(context, args),
@@ -56,5 +63,20 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Completions { shell } => shell::completions(context, shell),
         Command::Man { command } => shell::man(context, &command),
         Command::Debug(command) => debug::run(context, command),
+    }
+}
+
+/// Whether a command can do its work with a repository as it was.
+fn only_reads(command: &Command) -> bool {
+    match command {
+        Command::Restore(_) | Command::Dump(_) | Command::Ls(_) | Command::Find(_) | Command::Diff(_) => true,
+        Command::Snapshot(command) => matches!(command, SnapshotCommand::List(_) | SnapshotCommand::Show { .. }),
+        Command::Repo(command) => match command {
+            RepoCommand::Info | RepoCommand::Stats | RepoCommand::Check(_) | RepoCommand::Copy(_) => true,
+            // Deleting goes by what the source has deleted.
+            RepoCommand::Replicate(args) => !args.delete,
+            _ => false,
+        },
+        _ => false,
     }
 }

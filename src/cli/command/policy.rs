@@ -12,6 +12,8 @@ pub struct Place<'a> {
     pub prefix: &'a str,
     /// Whom it is about, for the policy of a bucket.
     pub principal: Option<&'a str>,
+    /// For how many days the repository has its objects locked, if it has.
+    pub lock_days: Option<u32>,
     /// Whether the store can be told to allow nothing but creating. Some do create conditionally, and do not know this condition.
     pub knows_condition: bool,
 }
@@ -22,6 +24,7 @@ pub fn document(place: Place<'_>, kid: &KeyId, roles: u32) -> Option<Value> {
         bucket,
         prefix,
         principal,
+        lock_days,
         knows_condition,
     } = place;
     if roles & (role::ADMIN | role::MAINTAIN | role::FORGET | role::HOLD | role::ATTEST) != 0 {
@@ -46,6 +49,18 @@ pub fn document(place: Place<'_>, kid: &KeyId, roles: u32) -> Option<Value> {
             put["Condition"] = json!({"Null": {"s3:if-none-match": "false"}});
         }
         statements.push(put);
+        if let Some(days) = lock_days {
+            // Locking what one writes, and for no longer than that: a lock is as hard to take back as a deletion. A day more, because
+            // services do not say how they round.
+            let days = days.saturating_add(1);
+            let mut lock =
+                json!({"Effect": "Allow", "Action": "s3:PutObjectRetention", "Resource": objects(written(kid))});
+            if knows_condition {
+                lock["Condition"] =
+                    json!({"NumericLessThanEquals": {"s3:object-lock-remaining-retention-days": days.to_string()}});
+            }
+            statements.push(lock);
+        }
     }
     statements.push(json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": objects(read(kid, roles))}));
     let mut list =
@@ -56,7 +71,12 @@ pub fn document(place: Place<'_>, kid: &KeyId, roles: u32) -> Option<Value> {
     statements.push(list);
     // What is not allowed need not be forbidden, but for the rights that some stores give to whoever has written an object.
     let all = objects(vec!["*".into()]);
-    let changes = ["s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectAcl"];
+    let changes = [
+        "s3:DeleteObject",
+        "s3:DeleteObjectVersion",
+        "s3:PutObjectAcl",
+        "s3:BypassGovernanceRetention",
+    ];
     statements.push(json!({"Effect": "Deny", "Action": changes, "Resource": all}));
     if !reads(roles) {
         let packs = objects(vec!["data/*".into(), "meta/*".into()]);
@@ -121,6 +141,7 @@ mod tests {
         bucket: "bucket",
         prefix: "some/where",
         principal: None,
+        lock_days: None,
         knows_condition: true,
     };
 
@@ -200,6 +221,28 @@ mod tests {
         };
         let policy = document(unknown, &kid, role::WRITE).unwrap();
         assert_eq!(policy["Statement"][0].get("Condition"), None);
+    }
+
+    #[test]
+    fn where_objects_are_locked_a_writer_may_lock_its_own_and_no_longer_than_it_has_to() {
+        let kid = KeyId([0x1a; 16]);
+        let locked = Place {
+            lock_days: Some(30),
+            ..PLACE
+        };
+        let own = ObjectName::Outcome(SessionId([0x1a; 16]));
+        let of_another = ObjectName::Outcome(SessionId([0x2b; 16]));
+        let policy = document(locked, &kid, role::WRITE).unwrap();
+        assert!(allows(&policy, "s3:PutObjectRetention", &own));
+        assert!(!allows(&policy, "s3:PutObjectRetention", &of_another));
+        let condition = &policy["Statement"][1]["Condition"]["NumericLessThanEquals"];
+        assert_eq!(condition["s3:object-lock-remaining-retention-days"], "31");
+        for policy in [
+            document(PLACE, &kid, role::WRITE).unwrap(),
+            document(locked, &kid, role::READ_META | role::READ_DATA).unwrap(),
+        ] {
+            assert!(!allows(&policy, "s3:PutObjectRetention", &own));
+        }
     }
 
     #[test]

@@ -60,9 +60,8 @@ fn verdict(report: &Report) -> Result<(), Failure> {
         )
         .with_hint("`larder repo check` says what is damaged, `larder repo repair index` writes it anew"));
     }
-    match report.damaged.first() {
-        None => Ok(()),
-        Some(pack) => Err(Failure::new(
+    if let Some(pack) = report.damaged.first() {
+        return Err(Failure::new(
             Kind::Damage,
             format!(
                 "{} cannot be read, {pack} among them, and were left as they are",
@@ -73,7 +72,33 @@ fn verdict(report: &Report) -> Result<(), Failure> {
                 )
             ),
         )
-        .with_hint("`larder repo check --read-data` says which files and snapshots are hit")),
+        .with_hint("`larder repo check --read-data` says which files and snapshots are hit"));
+    }
+    let extended = &report.extended;
+    if let Some(name) = extended.tampered_names.first() {
+        return Err(Failure::new(
+            Kind::Tamper,
+            format!(
+                "{} written again or deleted by somebody else, {name} among them",
+                count(extended.tampered, "object was", "objects were")
+            ),
+        )
+        .with_hint(
+            "the first version of each is still there: `--as-of TIME` reads the repository as it was; find out whose credentials it were",
+        ));
+    }
+    match &extended.failure {
+        None => Ok(()),
+        Some((first, kind)) => Err(Failure::new(
+            *kind,
+            format!(
+                "{} not extended, that of {first}",
+                count(extended.failed, "lock was", "locks were")
+            ),
+        )
+        .with_hint(
+            "prune again before the locks end; the credentials need s3:ListBucketVersions, s3:GetObjectRetention and s3:PutObjectRetention",
+        )),
     }
 }
 
@@ -100,7 +125,15 @@ fn report_json(report: &Report, args: &PruneArgs, started: Instant) -> Value {
         "fenced": report.fenced.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "damaged": report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "damaged_runs": report.damaged_runs, "lost": report.lost,
-        "kept_damaged": packs_json(report.kept_damaged), "notes": report.notes,
+        "kept_damaged": packs_json(report.kept_damaged),
+        "locked": {
+            "objects": report.locked.objects, "bytes": report.locked.bytes, "deletable_at": report.locked.until.map(rfc3339),
+        },
+        "locks": {
+            "asked": report.extended.asked, "extended": report.extended.extended, "failed": report.extended.failed,
+            "tampered": report.extended.tampered, "tampered_names": report.extended.tampered_names,
+        },
+        "notes": report.notes,
         "seconds": started.elapsed().as_secs_f64(),
     })
 }
@@ -208,6 +241,25 @@ fn tell(context: &Context, report: &Report, args: &PruneArgs) -> Result<(), Fail
     if report.deleted.packs > 0 {
         output.say(format!("deleted {}", packs(report.deleted)))?;
     }
+    if let Some(until) = report.locked.until {
+        output.say(format!(
+            "{} ({}) {} locked and left: the first can be deleted on {}, by the next prune after that",
+            count(
+                report.locked.objects,
+                "object that nothing needs",
+                "objects that nothing needs"
+            ),
+            format_bytes(report.locked.bytes),
+            if report.locked.objects == 1 { "is" } else { "are" },
+            local_time(until)
+        ))?;
+    }
+    if report.extended.extended > 0 {
+        output.say(format!(
+            "extended {} of what is needed",
+            count(report.extended.extended, "lock", "locks")
+        ))?;
+    }
     if report.waiting.packs > 0 {
         output.say(format!(
             "{} condemned and not deleted yet{}",
@@ -304,8 +356,9 @@ fn why_later(report: &Report) -> String {
             other.state.session
         );
     }
-    match report.deletable_at {
-        Some(time) => format!(": the first may be on {}", local_time(time)),
-        None => ": prune again later".to_owned(),
+    match (report.deletable_at, report.locked.until) {
+        (Some(time), _) => format!(": the first may be on {}", local_time(time)),
+        (None, Some(_)) => ": they are locked".to_owned(),
+        (None, None) => ": prune again later".to_owned(),
     }
 }

@@ -226,7 +226,8 @@ pub fn promote(context: &Context, force: bool) -> Result<(), Failure> {
     if output.json {
         return output.json(&json!({
             "type": "promoted", "version": 1, "location": repo.store.location(), "config": promoted.config,
-            "place": promoted.place.to_string(), "conditional_writes": promoted.conditional_writes, "gaps": promoted.gaps,
+            "place": promoted.place.to_string(), "conditional_writes": promoted.conditional_writes,
+            "object_lock_ended": promoted.lock_ended, "gaps": promoted.gaps,
         }));
     }
     output.say(format!(
@@ -234,6 +235,11 @@ pub fn promote(context: &Context, force: bool) -> Result<(), Failure> {
         printable(repo.store.location().as_bytes()),
         promoted.config
     ))?;
+    if promoted.lock_ended {
+        output.warn(
+            "the repository had its objects locked, and this store does not lock: what is written from now on can be deleted at once",
+        );
+    }
     if !promoted.conditional_writes {
         output
             .warn("this store cannot create an object only if its name is free; larder works in its weaker mode here");

@@ -1,6 +1,7 @@
 //! `repo init`, `info`, `stats`, `check`.
 
 use super::key::PaperKey;
+use super::object_lock;
 use super::roles::role_names;
 use crate::cli::args::{CheckArgs, FilterArgs, InitArgs};
 use crate::cli::context::{Context, require_reading};
@@ -25,11 +26,18 @@ pub(super) const SHOWN_MAX: usize = 100;
 pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
     let store = context.store()?;
     let local = context.local_options()?;
+    let lock = args.object_lock.and_then(|lock| lock.0);
+    if let Some(lock) = lock {
+        // Before a key file is made that would open nothing.
+        store
+            .try_lock(lock.mode)
+            .doing("trying out whether the store locks objects")?;
+    }
     let credential = match &args.new_key_file {
         Some(path) => env::make_key_file(path)?,
         None => context.credential(true)?,
     };
-    let made = open::init(&*store, &credential, Cost::DEFAULT);
+    let made = open::init_locked(&*store, &credential, Cost::DEFAULT, lock);
     if let (Err(RepoError::AlreadyARepository { .. }), Some(path)) = (&made, &args.new_key_file) {
         // It opens nothing; left there, it would be mistaken for the key of that repository.
         let _ = std::fs::remove_file(path);
@@ -45,6 +53,9 @@ pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         false => None,
     };
     let output = &context.output;
+    if let Some(lock) = repo.config.lock {
+        object_lock::tell(output, lock);
+    }
     if !repo.config.gc.conditional_writes {
         output.warn(
             "this store cannot create an object only if its name is free; larder works in its weaker mode here: two machines must not share a key",
@@ -54,6 +65,7 @@ pub fn init(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         let mut row = json!({
             "type": "init", "version": 1, "repository": id.to_string(), "location": location,
             "opens_with": credential.noun(), "conditional_writes": repo.config.gc.conditional_writes,
+            "object_lock": object_lock::to_json(repo.config.lock),
         });
         if let Some(key) = &paper_key {
             row["paper_key"] = Value::from(key.line().as_str());
@@ -103,7 +115,7 @@ pub fn info(context: &Context) -> Result<(), Failure> {
             "format": 1, "config": config.sequence, "config_created": rfc3339(config.created), "epoch": config.epoch,
             "chunker": chunker.map(|profile| json!({"min": profile.min, "center": profile.center, "max": profile.max})),
             "zstd_level": config.zstd_level, "data_pack_bytes": config.data_pack_bytes, "meta_pack_bytes": config.meta_pack_bytes,
-            "parity": config.parity.is_some(), "conditional_writes": config.gc.conditional_writes, "writable": config.writable(), "keys": keys,
+            "parity": config.parity.is_some(), "object_lock": object_lock::to_json(config.lock), "conditional_writes": config.gc.conditional_writes, "writable": config.writable(), "keys": keys,
             "cache": repo.state_dir.display().to_string(),
         }));
     }
@@ -130,6 +142,9 @@ pub fn info(context: &Context) -> Result<(), Failure> {
     ))?;
     if config.parity.is_some() {
         output.line("parity       beside every object, in directories")?;
+    }
+    if let Some(lock) = config.lock {
+        output.line(format!("object lock  {}", object_lock::words(lock)))?;
     }
     if !config.gc.conditional_writes {
         output.line("store        without conditional writes: the weaker mode")?;

@@ -1,7 +1,11 @@
 //! Counts the calls and bytes that pass through to a store, by verb: for summaries, and for tests that promise a number
 //! of requests.
 
-use super::{Abilities, Created, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey};
+use super::{
+    Abilities, Created, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError, StoreKey,
+    Version, Versions,
+};
+use crate::pure::base::LockMode;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -186,6 +190,46 @@ impl<S: Store> Store for CountingStore<S> {
 
     fn set_conditional(&self, conditional: bool) {
         self.inner.set_conditional(conditional);
+    }
+
+    fn set_lock(&self, lock: Option<Lock>) {
+        self.inner.set_lock(lock);
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.inner.try_lock(mode)
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.meter.0.stats.fetch_add(1, Relaxed);
+        self.inner.retention(key, version)
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.inner.extend(key, version, retention)
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        let counters = &*self.meter.0;
+        counters.removes.fetch_add(1, Relaxed);
+        let refused = self.inner.erase(keys)?;
+        let erased = keys.len().saturating_sub(refused.len());
+        counters.objects_removed.fetch_add(erased as u64, Relaxed);
+        Ok(refused)
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        let counters = &*self.meter.0;
+        counters.lists.fetch_add(1, Relaxed);
+        self.inner.list_versions(prefix, after, &mut |row| {
+            counters.rows_listed.fetch_add(1, Relaxed);
+            each(row)
+        })
     }
 
     fn location(&self) -> String {

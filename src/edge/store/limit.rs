@@ -5,7 +5,11 @@
 //! read. Where a store can do better it takes a [`Limiter`] itself: S3 paces every body while it is on its way.
 
 use super::retry::Pace;
-use super::{Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey};
+use super::{
+    Abilities, Created, Failure, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError,
+    StoreKey, Version, Versions,
+};
+use crate::pure::base::LockMode;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::num::NonZeroU64;
@@ -193,6 +197,35 @@ impl<S: Store> Store for LimitedStore<S> {
 
     fn give_up_reserve(&self) -> bool {
         self.inner.give_up_reserve()
+    }
+
+    fn set_lock(&self, lock: Option<Lock>) {
+        self.inner.set_lock(lock);
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.inner.try_lock(mode)
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.inner.retention(key, version)
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.inner.extend(key, version, retention)
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        self.inner.erase(keys)
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        self.inner.list_versions(prefix, after, each)
     }
 
     fn location(&self) -> String {

@@ -5,6 +5,7 @@ use super::limit::{LimitedStore, Limiter, Limits};
 use super::local::LocalStore;
 use super::retry::{RetryOptions, SystemPace};
 use super::{Failure, Store, StoreError};
+use crate::pure::base::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::num::NonZeroU64;
@@ -186,6 +187,8 @@ pub struct StoreOptions {
     pub stall_timeout: Duration,
     /// Whether the store can create an object only if its name is free (`Store::probe`). If not: look, put, compare.
     pub conditional: bool,
+    /// Reads a bucket that keeps versions as it was then, and writes nothing.
+    pub as_of: Option<Timestamp>,
     pub retry: RetryOptions,
     /// Bytes per second that all threads together may write, and read.
     pub upload_rate: Option<NonZeroU64>,
@@ -209,6 +212,7 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             conditional: true,
+            as_of: None,
             retry: RetryOptions::default(),
             upload_rate: None,
             download_rate: None,
@@ -235,6 +239,11 @@ impl StoreOptions {
 /// the first call.
 pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match location {
+        Location::Directory(_) if options.as_of.is_some() => {
+            Err(StoreError::new("reading as of a time", location, Failure::Permanent)
+                .caused_by("a directory keeps no versions")
+                .with_hint("leave out --as-of: it is for buckets that keep versions"))
+        }
         Location::Directory(path) => {
             let store = LocalStore::new(path, options.conditional);
             let limits = options.limits();

@@ -7,14 +7,16 @@ pub mod key;
 pub mod limit;
 pub mod local;
 pub mod location;
+pub mod lock;
 pub mod memory;
 pub mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
 
 pub use key::{Prefix, StoreKey};
+pub use lock::{Lock, Refused, Retention, Version, Versions};
 
-use crate::pure::base::{Explain, Kind, Timestamp};
+use crate::pure::base::{Explain, Kind, LockMode, Timestamp};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -75,7 +77,7 @@ pub struct Abilities {
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {object} failed ({class:?})")]
 pub struct StoreError {
-    /// What was being done: "reading", "writing", "listing", "deleting", "putting back", "connecting to".
+    /// What was being done: "reading", "writing", "listing", "deleting", "locking", "putting back", "connecting to".
     pub what: &'static str,
     /// Key, prefix or location.
     pub object: String,
@@ -208,6 +210,37 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Says whether creating may rest on the store's own "create if absent": what `probe` found when the repository was made,
     /// and its configuration says since. Without it, creating looks first and compares afterwards.
     fn set_conditional(&self, conditional: bool);
+    /// Has the store lock what is created from now on. Where nothing is locked, this has no effect.
+    fn set_lock(&self, _lock: Option<Lock>) {}
+    /// Finds out whether the store locks objects, by locking a small one below `tmp/` for some minutes. What could not be seen
+    /// is an error.
+    fn try_lock(&self, _mode: LockMode) -> Result<(), StoreError> {
+        Err(no_locks("locking", &self.location()))
+    }
+    /// Returns the lock of a version that the store has listed, over or not.
+    fn retention(&self, key: &StoreKey, _version: &Version) -> Result<Option<Retention>, StoreError> {
+        Err(no_locks("looking at the lock of", key))
+    }
+    /// Locks a version that the store has listed until a later time than it is locked for. Earlier ones are refused by the store.
+    fn extend(&self, key: &StoreKey, _version: &Version, _retention: Retention) -> Result<(), StoreError> {
+        Err(no_locks("locking", key))
+    }
+    /// Deletes objects for good. Where the store locks (`set_lock`), that is every version of them; what it refuses to delete stays
+    /// as it is, and is returned. Elsewhere it is `remove`.
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        self.remove(keys)?;
+        Ok(Vec::new())
+    }
+    /// Calls `each` for every name that starts with `prefix` and comes after `after`, ascending, with all its versions: names that
+    /// count as deleted too.
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        _after: Option<&StoreKey>,
+        _each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        Err(no_locks("listing the versions of", prefix))
+    }
     /// How the user addressed it, without secrets.
     fn location(&self) -> String;
     /// Where exact ranges leak nothing and cost nothing (local disks): reads need not be aligned.
@@ -268,6 +301,29 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     fn set_conditional(&self, conditional: bool) {
         (**self).set_conditional(conditional)
     }
+    fn set_lock(&self, lock: Option<Lock>) {
+        (**self).set_lock(lock)
+    }
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        (**self).try_lock(mode)
+    }
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        (**self).retention(key, version)
+    }
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        (**self).extend(key, version, retention)
+    }
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        (**self).erase(keys)
+    }
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        (**self).list_versions(prefix, after, each)
+    }
     fn location(&self) -> String {
         (**self).location()
     }
@@ -285,6 +341,13 @@ fn refuse_empty(key: &StoreKey, body: &Bytes) -> Result<(), StoreError> {
         return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("an object is never empty"));
     }
     Ok(())
+}
+
+/// The error of a store that neither locks objects nor keeps their versions.
+fn no_locks(what: &'static str, object: &impl ToString) -> StoreError {
+    StoreError::new(what, object.to_string(), Failure::Permanent)
+        .caused_by("this kind of store has no Object Lock and keeps no versions")
+        .with_hint("Object Lock is for buckets that were made with it")
 }
 
 /// The error for an object that is larger than what its name says can be.

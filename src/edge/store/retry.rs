@@ -5,7 +5,11 @@
 //! never believed: the object there is compared with ours by size and by its last 128 bytes, which are hashes of the
 //! content in every object of the format.
 
-use super::{Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey};
+use super::{
+    Abilities, Created, Failure, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError,
+    StoreKey, Version, Versions,
+};
+use crate::pure::base::LockMode;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -384,6 +388,61 @@ impl<S: Store> Store for RetryStore<S> {
 
     fn set_conditional(&self, conditional: bool) {
         self.inner.set_conditional(conditional);
+    }
+
+    fn set_lock(&self, lock: Option<Lock>) {
+        self.inner.set_lock(lock);
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.persist(|| self.inner.try_lock(mode))
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.persist(|| self.inner.retention(key, version))
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.persist(|| self.inner.extend(key, version, retention))
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        let mut refused = Vec::new();
+        for batch in keys.chunks(REMOVE_BATCH) {
+            refused.extend(self.persist(|| self.inner.erase(batch))?);
+        }
+        Ok(refused)
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        // As `list_after`.
+        let mut last = after.cloned();
+        let mut attempts = Attempts::new();
+        loop {
+            let from = last.clone();
+            let mut rows = 0u64;
+            let result = self.inner.list_versions(prefix, from.as_ref(), &mut |row| {
+                rows += 1;
+                last = Some(row.key.clone());
+                each(row);
+            });
+            if rows > 0 {
+                self.note_success();
+                attempts = Attempts::new();
+            }
+            match result {
+                Ok(()) => {
+                    self.note_success();
+                    return Ok(());
+                }
+                Err(error) => self.pause(&mut attempts, error)?,
+            }
+        }
     }
 
     fn location(&self) -> String {

@@ -7,18 +7,21 @@
 //! Retries are `retry.rs`'s; the SDK's own are off, because only the caller knows what an ambiguous failure means.
 
 mod answer;
+mod as_of;
+mod lock;
 pub mod settings;
 
 use super::limit::{Limiter, Limits, TICK};
 use super::location::{Checksum, Identity, Location, StoreOptions};
 use super::{
-    Abilities, Created, Failure, Listed, Part, Partial, Prefix, Stat, Store, StoreError, StoreKey, probe_key,
-    refuse_empty, too_large,
+    Abilities, Created, Failure, Listed, Lock, Part, Partial, Prefix, Refused, Retention, Stat, Store, StoreError,
+    StoreKey, Version, Versions, probe_key, refuse_empty, too_large,
 };
-use crate::pure::base::Timestamp;
+use crate::pure::base::{LockMode, Timestamp};
 use answer::{
     ListingOrder, Misplaced, NOT_S3_HINT, Scheme, classify, classify_credentials, in_one_line, is_html, place_answer,
 };
+use as_of::AsOf;
 use aws_config::meta::region::RegionProviderChain;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -30,7 +33,7 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
-use aws_sdk_s3::primitives::{ByteStream, DateTime, SdkBody};
+use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat, SdkBody};
 use aws_sdk_s3::types::{ChecksumAlgorithm, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -75,6 +78,8 @@ pub struct S3Store {
     sign_payload: bool,
     checksum: Checksum,
     conditional: AtomicBool,
+    lock: Mutex<Option<Lock>>,
+    as_of: Option<AsOf>,
     stall_timeout: Duration,
     limits: Limits,
     gate: Gate,
@@ -419,6 +424,8 @@ impl S3Store {
             sign_payload: plain,
             checksum: options.checksum,
             conditional: AtomicBool::new(options.conditional),
+            lock: Mutex::new(None),
+            as_of: options.as_of.map(AsOf::new),
             stall_timeout: options.stall_timeout,
             limits: options.limits(),
             gate: Gate::new(options.connections),
@@ -528,6 +535,7 @@ impl S3Store {
         body: Bytes,
         condition: Condition,
         sum: Option<String>,
+        retention: Option<Retention>,
     ) -> Result<Put, StoreError> {
         let progress = Arc::new(AtomicU64::new(0));
         let mut request = self
@@ -548,8 +556,15 @@ impl S3Store {
             (Checksum::Crc32c, Some(sum)) => request
                 .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                 .checksum_crc32_c(sum),
+            // Nothing is locked that comes without any.
+            _ if retention.is_some() => request.checksum_algorithm(ChecksumAlgorithm::Crc32C),
             _ => request,
         };
+        if let Some(Retention { mode, until }) = retention {
+            request = request
+                .object_lock_mode(lock::put_mode(mode))
+                .object_lock_retain_until_date(lock::whole_seconds(until));
+        }
         let mut call = request.customize().interceptor(Slicing {
             body,
             progress: progress.clone(),
@@ -586,6 +601,7 @@ impl S3Store {
             }
             Err(error) => match self.failed("writing", key, error) {
                 (_, Some(412)) if condition == Condition::NameFree => Ok(Put::NameTaken),
+                (error, status) if retention.is_some() => Err(lock::refused_put(error, status)),
                 (error, _) => Err(error),
             },
         }
@@ -614,7 +630,7 @@ impl S3Store {
             Err(error) => return Err(error),
         }
         let sum = self.sum(&body);
-        let _ = self.run(self.put(key, body.clone(), Condition::None, sum))?;
+        let _ = self.run(self.put(key, body.clone(), Condition::None, sum, self.lock_of(key)))?;
         let tail = TAIL_BYTES.min(body.len() as u64);
         let size = self.stat(key)?.size;
         let ours =
@@ -675,11 +691,19 @@ impl S3Store {
             Part::Range(range) => Some(format!("bytes={}-{}", range.start, range.end - 1)),
             Part::Suffix(length) => Some(format!("bytes=-{length}")),
         };
+        let version = match &self.as_of {
+            None => None,
+            Some(as_of) => {
+                let version = self.version_as_of(as_of, key).await;
+                Some(version.map_err(|error| (error, None))?.id)
+            }
+        };
         let call = self
             .client
             .get_object()
             .bucket(&self.bucket)
             .key(self.name(key.as_str()))
+            .set_version_id(version)
             .set_range(range)
             .set_if_match(etag.map(str::to_string))
             .send();
@@ -814,6 +838,9 @@ impl S3Store {
     }
 
     async fn head(&self, key: &StoreKey) -> Result<Stat, StoreError> {
+        if let Some(as_of) = &self.as_of {
+            return self.stat_as_of(as_of, key).await;
+        }
         let call = self
             .client
             .head_object()
@@ -918,6 +945,9 @@ impl S3Store {
 
     /// Delivers the rows of one listing, page by page.
     fn pages(&self, prefix: &Prefix, after: Option<&StoreKey>, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
+        if let Some(as_of) = &self.as_of {
+            return self.pages_as_of(as_of, prefix, after, each);
+        }
         let full_prefix = self.name(prefix.as_str());
         let mut order = ListingOrder::new(&full_prefix, after.map(|key| self.name(key.as_str())));
         let hide_tmp = !prefix.as_str().starts_with("tmp");
@@ -985,6 +1015,7 @@ impl S3Store {
 impl Store for S3Store {
     fn create(&self, key: &StoreKey, body: Bytes) -> Result<Created, StoreError> {
         refuse_empty(key, &body)?;
+        self.require_now("writing", key)?;
         if body.len() as u64 > OBJECT_BYTES_MAX {
             return Err(StoreError::new("writing", key, Failure::Permanent).caused_by("too large for one object"));
         }
@@ -993,7 +1024,7 @@ impl Store for S3Store {
             return self.create_unconditionally(key, body);
         }
         let sum = self.sum(&body);
-        match self.run(self.put(key, body, Condition::NameFree, sum))? {
+        match self.run(self.put(key, body, Condition::NameFree, sum, self.lock_of(key)))? {
             Put::NameTaken => return Ok(Created::Exists),
             Put::Verified => return Ok(Created::New),
             Put::Unverified => {}
@@ -1053,11 +1084,13 @@ impl Store for S3Store {
     }
 
     fn remove(&self, keys: &[StoreKey]) -> Result<(), StoreError> {
+        self.require_now("deleting", &self.location)?;
         keys.chunks(DELETE_BATCH)
             .try_for_each(|batch| self.run(self.remove_batch(batch)))
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
+        self.require_now("preparing", &self.location)?;
         // One row tells whether the place is empty, a second request whether what is there is a repository.
         let first = |prefix: String| {
             let call = self
@@ -1089,12 +1122,13 @@ impl Store for S3Store {
     }
 
     fn probe(&self) -> Result<Abilities, StoreError> {
+        self.require_now("trying out", &self.location)?;
         let key = probe_key()?;
         let wrong = probe_key()?;
         let body = Bytes::from_static(b"probe");
         let result = (|| {
             let sum = self.sum(&body);
-            let put = |key: &StoreKey, condition, sum| self.run(self.put(key, body.clone(), condition, sum));
+            let put = |key: &StoreKey, condition, sum| self.run(self.put(key, body.clone(), condition, sum, None));
             let conditional_create = match put(&key, Condition::NameFree, sum.clone()) {
                 Ok(Put::NameTaken) => false,
                 Ok(_) => put(&key, Condition::NameFree, sum)? == Put::NameTaken,
@@ -1124,7 +1158,7 @@ impl Store for S3Store {
                 strong_listing: read && sized && listed,
             })
         })();
-        let removed = self.remove(&[key, wrong]);
+        let removed = self.erase(&[key, wrong]).map(drop);
         // A writer that may not delete leaves a few bytes behind; that is no reason to fail.
         match removed {
             Err(error) if error.class != Failure::Denied => result.and(Err(error)),
@@ -1136,8 +1170,48 @@ impl Store for S3Store {
         self.conditional.store(conditional, Relaxed);
     }
 
+    fn set_lock(&self, lock: Option<Lock>) {
+        *self.lock.lock() = lock;
+    }
+
+    fn try_lock(&self, mode: LockMode) -> Result<(), StoreError> {
+        self.require_now("locking", &self.location)?;
+        self.lock_a_probe(mode)
+    }
+
+    fn retention(&self, key: &StoreKey, version: &Version) -> Result<Option<Retention>, StoreError> {
+        self.run(self.retention_of(key, version))
+    }
+
+    fn extend(&self, key: &StoreKey, version: &Version, retention: Retention) -> Result<(), StoreError> {
+        self.require_now("locking", key)?;
+        self.run(self.put_retention(key, version, retention))
+    }
+
+    fn erase(&self, keys: &[StoreKey]) -> Result<Vec<Refused>, StoreError> {
+        self.require_now("deleting", &self.location)?;
+        // Where nothing is locked, old versions are what undoes a mistake: they are left to the bucket's rules.
+        if self.lock.lock().is_none() {
+            self.remove(keys)?;
+            return Ok(Vec::new());
+        }
+        self.erase_versions(keys)
+    }
+
+    fn list_versions(
+        &self,
+        prefix: &Prefix,
+        after: Option<&StoreKey>,
+        each: &mut dyn FnMut(Versions),
+    ) -> Result<(), StoreError> {
+        self.version_pages(prefix, after, each)
+    }
+
     fn location(&self) -> String {
-        self.location.to_string()
+        match &self.as_of {
+            None => self.location.to_string(),
+            Some(as_of) => format!("{} as of {}", self.location, timestamp_text(as_of.time)),
+        }
     }
 
     fn requests(&self) -> u64 {
@@ -1171,6 +1245,12 @@ fn not_s3(what: &'static str, object: &impl ToString) -> StoreError {
 
 fn timestamp(time: &DateTime) -> Option<Timestamp> {
     i64::try_from(time.as_nanos()).ok().map(Timestamp)
+}
+
+fn timestamp_text(time: Timestamp) -> String {
+    DateTime::from_secs(time.0.div_euclid(1_000_000_000))
+        .fmt(DateTimeFormat::DateTime)
+        .unwrap_or_else(|_| "a time".to_owned())
 }
 
 /// The failures without an HTTP answer: class, hint and text. `details` is all that the SDK knows, `line` the same as one line.

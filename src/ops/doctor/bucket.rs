@@ -64,13 +64,15 @@ pub use of_s3::bucket;
 mod of_s3 {
     use super::super::Finding;
     use crate::edge::store::s3::settings::{Answer, Settings};
-    use crate::pure::plan::lifecycle::{Effect, judge};
+    use crate::pure::format::config::ObjectLock;
+    use crate::pure::plan::lifecycle::{Effect, judge, old_versions_kept};
 
     const MINUTE_NS: i64 = 60_000_000_000;
     const ASK: &str = "use credentials that may read the settings of the bucket, or look yourself";
 
     /// Judges what a bucket is set to.
-    pub fn bucket(settings: &Settings) -> Vec<Finding> {
+    /// `wanted` is what the configuration of the repository says about Object Lock.
+    pub fn bucket(settings: &Settings, wanted: Option<ObjectLock>) -> Vec<Finding> {
         let mut findings = lifecycle(settings);
         findings.push(match settings.is_plain {
             false => Finding::ok("tls", "requests are encrypted on the way"),
@@ -81,7 +83,8 @@ mod of_s3 {
             ),
         });
         findings.push(clock(settings));
-        findings.extend([versions(settings), lock(settings)]);
+        findings.extend([versions(settings), lock(settings, wanted)]);
+        findings.extend(old_versions(settings, wanted));
         findings.extend(public(settings));
         findings.extend([policy(settings), encryption(settings), replication(settings)]);
         findings
@@ -186,16 +189,78 @@ mod of_s3 {
         })
     }
 
-    fn lock(settings: &Settings) -> Finding {
-        asked("object_lock", "Object Lock", &settings.lock, false, |lock| match lock {
-            None => Finding::note("object_lock", "the bucket has no Object Lock"),
-            Some(None) => Finding::ok("object_lock", "the bucket can lock objects, and none are by default"),
-            Some(Some((mode, time))) => Finding::warning(
-                "object_lock",
+    /// `wanted`: what the configuration of the repository says.
+    fn lock(settings: &Settings, wanted: Option<ObjectLock>) -> Finding {
+        let subject = "object_lock";
+        match (&settings.lock, wanted) {
+            (Answer::Is(None) | Answer::NotSupported, Some(_)) => Finding::problem(
+                subject,
+                "the repository has its objects locked, and the bucket has no Object Lock: nothing can be written",
+                "turn it on in the bucket, or off in the repository: `larder repo object-lock off`",
+            ),
+            (Answer::Unknown(why), wanted) => {
+                Finding::unknown(subject, format!("Object Lock: {why}"), ASK, wanted.is_some())
+            }
+            (Answer::Is(Some(default)), Some(lock)) => {
+                let also = match default {
+                    Some((mode, time)) => {
+                        format!("; whatever else is written is locked for {time} ({mode}) by default")
+                    }
+                    None => String::new(),
+                };
+                Finding::ok(
+                    subject,
+                    format!(
+                        "objects are locked for {} days when they are written ({}), and prune extends the locks of what is needed \
+                         when less than {} days are left{also}",
+                        lock.retain_days, lock.mode, lock.extend_below_days
+                    ),
+                )
+            }
+            (Answer::NotSupported, None) => Finding::ok(subject, "the service has no Object Lock"),
+            (Answer::Is(None), None) => Finding::note(subject, "the bucket has no Object Lock"),
+            (Answer::Is(Some(None)), None) => Finding::note(
+                subject,
+                "the bucket can lock objects, and the repository does not ask for it: `larder repo object-lock` does",
+            ),
+            (Answer::Is(Some(Some((mode, time)))), None) => Finding::warning(
+                subject,
                 format!(
-                    "every object is locked for {time} ({mode}) when it is written, and the lock is not extended: what is older can be deleted though it is needed, and a prune cannot delete what is younger"
+                    "every object is locked for {time} ({mode}) when it is written, and the lock is not extended: what is older can be deleted though it is needed, and a prune hides what is younger, which goes on costing"
                 ),
-                "prune with --grace that is longer than the lock",
+                "`larder repo object-lock` with as many days: prune extends locks then, and erases what is not needed when they are over",
+            ),
+        }
+    }
+
+    /// What becomes of versions that are hidden or replaced.
+    fn old_versions(settings: &Settings, wanted: Option<ObjectLock>) -> Option<Finding> {
+        let subject = "old_versions";
+        let (Answer::Is(rules), Answer::Is(true)) = (&settings.lifecycle, &settings.versions) else {
+            return None;
+        };
+        Some(match (old_versions_kept(rules, &settings.prefix), wanted) {
+            (Some(days), Some(lock)) if i64::from(days) < i64::from(lock.retain_days) => Finding::warning(
+                subject,
+                format!(
+                    "a rule deletes old versions after {days} days: what somebody hides is gone then, unless its lock lasts longer"
+                ),
+                format!(
+                    "let it be {} days, as long as locks are, or none: prune erases what is not needed itself",
+                    lock.retain_days
+                ),
+            ),
+            (Some(days), _) => Finding::ok(
+                subject,
+                format!("a rule deletes old versions after {days} days: until then, `--as-of` reads what was deleted"),
+            ),
+            (None, Some(_)) => Finding::ok(
+                subject,
+                "no rule deletes old versions: prune erases what is not needed itself, and what others hide stays",
+            ),
+            (None, None) => Finding::note(
+                subject,
+                "no rule deletes old versions: what a prune deletes goes on costing; have one that does after some weeks",
             ),
         })
     }

@@ -2,6 +2,7 @@
 //! Only looks, but for a probe of a few small objects below `tmp/`. Nothing that could not be asked counts as well.
 
 mod bucket;
+mod locks;
 mod machine;
 mod repository;
 

@@ -1,6 +1,7 @@
 //! What goes on in the repository: how old the newest snapshots are, what was left behind, when the data was read last.
 
 use super::Finding;
+use super::locks;
 use crate::edge::store::{Prefix, Store};
 use crate::ops::OpError;
 use crate::pure::base::size::format_bytes;
@@ -70,6 +71,7 @@ pub fn repository(repo: &Repo, max_age: Option<Duration>, now: Timestamp) -> Res
     findings.extend(ages(repo, max_age, now)?);
     findings.push(sessions(repo, now)?);
     findings.push(last_check(repo, now)?);
+    findings.extend(locks::locks(repo, now)?);
     Ok(findings)
 }
 

@@ -10,11 +10,13 @@
 //!
 //! 3. *Compact*: unite index runs when there are many.
 //! 4. *Tidy*: remove small objects that nobody needs any more.
+//! 5. *Keep*: where objects are locked, extend the locks of what is needed.
 
 pub mod compact;
 mod condemn;
 mod copy;
 pub(in crate::ops) mod ids;
+mod locks;
 pub(in crate::ops) mod mark;
 mod merge;
 mod steps;
@@ -24,13 +26,14 @@ mod tidy;
 pub mod undelete;
 
 use super::{OpError, Progress};
-use crate::pure::base::{Kind, Timestamp};
+use crate::pure::base::{Explain, Kind, Timestamp};
 use crate::pure::crypto::sign::role;
 use crate::pure::format::name::ObjectName;
 use crate::pure::id::SessionId;
 use crate::pure::plan::prune::RepackLimits;
 use crate::repo::Repo;
 use crate::repo::maintain::OpenSession;
+pub use locks::{Extended, Held};
 use mark::{CHECK_HINT, Marker, Unreadable};
 use std::time::Duration;
 use survey::Homeless;
@@ -107,6 +110,10 @@ pub struct Report {
     pub chunks_united: u64,
     /// Small objects that had served and were removed.
     pub tidied: u64,
+    /// What was to be deleted and is locked: packs, and index runs that have served. The next prunes try again.
+    pub locked: Held,
+    /// What came of extending locks.
+    pub extended: Extended,
     /// Packs that were to be rewritten and cannot be read: they were left as they are.
     pub damaged: Vec<ObjectName>,
     /// Index runs that cannot be read or do not fit together, in words: what they describe, and what they were made of, was left as it is.
@@ -139,12 +146,32 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
             hint: "install a newer version of larder",
         });
     }
-    match condemn_and_sweep(repo, options, progress) {
+    let done = match condemn_and_sweep(repo, options, progress) {
         // Freeing space takes a little of it.
         Err(OpError::Repo(error)) if error.is_full() && repo.store.give_up_reserve() => {
             condemn_and_sweep(repo, options, progress)
         }
         done => done,
+    };
+    match done {
+        _ if options.dry_run || repo.config.lock.is_none() => done,
+        Ok(mut report) => {
+            locks::extend(repo, &mut report, progress)?;
+            Ok(report)
+        }
+        // Nothing is deleted now, and locks go on running out.
+        Err(error) if matches!(error.kind(), Kind::Damage | Kind::Tamper) => {
+            let mut report = Report::default();
+            progress.note(match locks::extend(repo, &mut report, progress) {
+                Ok(()) if report.extended.failed == 0 => format!(
+                    "nothing was deleted, and {} locks were extended meanwhile",
+                    report.extended.extended
+                ),
+                _ => "the locks of what is needed could not all be extended: they run out".to_owned(),
+            });
+            Err(error)
+        }
+        Err(error) => Err(error),
     }
 }
 

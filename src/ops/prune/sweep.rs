@@ -1,6 +1,7 @@
 //! The second half: deleting what was condemned, when nobody can refer to it any more.
 
 use super::copy::rescue;
+use super::locks;
 use super::steps::{Ground, finish, nanos, publish, reach_ground, unexpected};
 use super::survey::{ListedPack, Survey, all_condemned, list_packs};
 use super::{Packs, Report, Work, refuse_homeless};
@@ -11,7 +12,6 @@ use crate::pure::format::name::ObjectName;
 use crate::pure::format::session::SessionRole;
 use crate::pure::id::{ChunkId, PackId, SessionId};
 use crate::pure::protocol::maintain::{Action, Event, MaintenanceProtocol, Purpose};
-use crate::repo::error::store_error;
 use crate::repo::open::{list_names, store_key};
 use crate::repo::session::Session;
 use crate::repo::{Repo, RepoError};
@@ -184,16 +184,20 @@ fn delete_packs(
     }
     let mut doomed = listed;
     doomed.retain(|listed| condemned.contains(&listed.pack));
+    let known = locks::recall(repo)?;
+    let mut locked: HashMap<PackId, Timestamp> = HashMap::new();
     for some in doomed.chunks(DELETED_AT_ONCE) {
         if work.progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
-        let keys: Vec<StoreKey> = some.iter().map(|listed| store_key(&listed.name())).collect();
-        repo.store
-            .remove(&keys)
-            .map_err(store_error("deleting condemned packs"))?;
+        let packs: Vec<(StoreKey, PackId, u64)> = some
+            .iter()
+            .map(|listed| (store_key(&listed.name()), listed.pack, listed.size))
+            .collect();
+        locked.extend(locks::erase_packs(work, &packs, &known)?);
         work.progress.files.fetch_add(some.len() as u64, Ordering::Relaxed);
     }
+    locks::remember(repo, &locked)?;
     // What a store says it has deleted is believed when it does not list it any more.
     let left = list_packs(repo)?;
     let still: HashSet<PackId> = left.iter().map(|listed| listed.pack).collect();
@@ -203,7 +207,8 @@ fn delete_packs(
     waiting.packs = waiting.packs.saturating_sub(work.report.kept_damaged.packs);
     waiting.bytes = waiting.bytes.saturating_sub(work.report.kept_damaged.bytes);
     work.report.waiting = waiting;
-    let undead = doomed.iter().filter(|listed| still.contains(&listed.pack)).count();
+    let is_undead = |listed: &&ListedPack| still.contains(&listed.pack) && !locked.contains_key(&listed.pack);
+    let undead = doomed.iter().filter(is_undead).count();
     if undead > 0 {
         work.report.notes.push(format!(
             "the store still lists {undead} packs that it has deleted; the next prune tries again"

@@ -5,6 +5,7 @@
 //! Times are the store's. The latest one at which it received an outcome stands for now: it is never too late.
 
 use super::Work;
+use super::locks;
 use super::steps::{nanos, sync_index};
 use super::survey::ListedPack;
 use super::sweep::DELETED_AT_ONCE;
@@ -58,20 +59,17 @@ pub(super) fn run(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), 
     work.progress.set_current("tidying");
     remove_runs(work, &times)?;
     remove_what_sessions_said(work, &times)?;
-    retire(work, listed)
+    retire(work, listed)?;
+    locks::erase_hidden(repo)
 }
 
-fn remove(work: &mut Work<'_, '_>, names: &[ObjectName], what: &str) -> Result<(), OpError> {
-    let keys: Vec<_> = names.iter().map(store_key).collect();
+fn remove(work: &mut Work<'_, '_>, names: &[(ObjectName, u64)], what: &str) -> Result<(), OpError> {
+    let keys: Vec<(StoreKey, u64)> = names.iter().map(|(name, size)| (store_key(name), *size)).collect();
     for some in keys.chunks(DELETED_AT_ONCE) {
         if work.progress.is_cancelled() {
             return Err(OpError::Interrupted);
         }
-        work.repo
-            .store
-            .remove(some)
-            .map_err(store_error(format!("removing {what}")))?;
-        work.report.tidied += some.len() as u64;
+        work.report.tidied += locks::erase(work, some, &format!("removing {what}"))?;
     }
     Ok(())
 }
@@ -80,8 +78,8 @@ fn remove_runs(work: &mut Work<'_, '_>, times: &Times) -> Result<(), OpError> {
     let repo = work.repo;
     let delay = Duration::from_secs(repo.config.gc.input_delay_seconds);
     let valid = repo.valid_runs()?;
-    let mut doomed: Vec<ObjectName> = Vec::new();
-    let objects = |run: &ListedRun| run.objects.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let mut doomed: Vec<(ObjectName, u64)> = Vec::new();
+    let objects = |run: &ListedRun| run.objects.clone();
     // Whoever has listed it may still be reading it, so it stays for a day.
     let there = valid.tops.iter().chain(&valid.absorbed);
     for run in there.filter(|run| run.level > 0 && times.ended_before(&run.session, delay)) {
@@ -118,12 +116,12 @@ fn remove_runs(work: &mut Work<'_, '_>, times: &Times) -> Result<(), OpError> {
 }
 
 fn remove_what_sessions_said(work: &mut Work<'_, '_>, times: &Times) -> Result<(), OpError> {
-    let mut said: Vec<ObjectName> = Vec::new();
-    for (name, _) in list_names(&*work.repo.store, "sess/")? {
+    let mut said: Vec<(ObjectName, u64)> = Vec::new();
+    for (name, row) in list_names(&*work.repo.store, "sess/")? {
         if let ObjectName::Session(session, _) = name
             && times.ended_before(&session, SESSION_KEPT)
         {
-            said.push(name);
+            said.push((name, row.size));
         }
     }
     remove(work, &said, "what ended sessions said")
@@ -165,7 +163,7 @@ fn retire(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), OpError>
         // A quarantine says which chunks are lost; that stays known.
         if condemnation.kind != CondemnKind::Quarantine {
             remove_parity(work, &condemnation)?;
-            retired.push(ObjectName::Condemnation(generation));
+            retired.push((ObjectName::Condemnation(generation), 0));
         }
     }
     remove(work, &retired, "condemnations of which nothing is left")

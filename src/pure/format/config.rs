@@ -8,7 +8,7 @@ use super::name::ObjectName;
 use super::parity::Shape;
 use super::protector::{frame, unframe};
 use super::signed::{self, SignedMap};
-use crate::pure::base::Timestamp;
+use crate::pure::base::{LockMode, Timestamp};
 use crate::pure::chunk::Profile;
 use crate::pure::crypto::{Signer, Verifier, sign::WriterKey, sign::role};
 use crate::pure::id::{KeyId, ObjectHash, PlaceId, RepoId};
@@ -21,6 +21,8 @@ const PACK_BYTES_MAX: u64 = 1 << 30;
 const LANES_MAX: u32 = 64;
 /// Highest level that the compressor offers.
 const ZSTD_LEVEL_MAX: u32 = 19;
+/// A lock for longer, days, is a mistake; and nobody could undo it.
+const LOCK_DAYS_MAX: u32 = 36_500;
 
 /// A configuration, whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Config {
     pub epoch_check: Option<[u8; 32]>,
     /// Whether objects in a directory have a sidecar, and with how much parity (format-spec chapter 18).
     pub parity: Option<Shape>,
+    /// Whether the store locks what it is given, and for how long.
+    pub lock: Option<ObjectLock>,
     /// The one place that writers may write to; `None` for the place without a mark of a replica (format-spec chapter 4.1).
     pub primary: Option<PlaceId>,
 }
@@ -123,6 +127,53 @@ impl Default for GcParams {
     }
 }
 
+/// Object Lock (config key 19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectLock {
+    pub mode: LockMode,
+    /// For so long an object is locked when it is written, and when its lock is extended.
+    pub retain_days: u32,
+    /// What is needed, and locked for less than this, is locked anew by maintenance.
+    pub extend_below_days: u32,
+}
+
+impl ObjectLock {
+    /// Checks the numbers. Where nothing is said, a lock is extended when half of it is over.
+    pub fn new(mode: LockMode, retain_days: u32, extend_below_days: Option<u32>) -> Option<ObjectLock> {
+        let extend_below_days = extend_below_days.unwrap_or(retain_days / 2);
+        ((1..=LOCK_DAYS_MAX).contains(&retain_days) && extend_below_days <= retain_days).then_some(ObjectLock {
+            mode,
+            retain_days,
+            extend_below_days,
+        })
+    }
+
+    fn encode(&self) -> Value {
+        let mode = match self.mode {
+            LockMode::Governance => 1,
+            LockMode::Compliance => 2,
+        };
+        numbers([mode, self.retain_days.into(), self.extend_below_days.into()])
+    }
+
+    fn decode(value: Value) -> Result<Option<ObjectLock>, FormatError> {
+        let what = "object lock";
+        let mut fields = Fields::new(value, what)?;
+        let mode = match fields.uint_or(0, 0, what)? {
+            0 => return Ok(None),
+            1 => LockMode::Governance,
+            2 => LockMode::Compliance,
+            _ => return Ok(malformed(what)?),
+        };
+        let days = fields.u32(1, what)?;
+        let below = fields.optional(2).map(|value| value.into_u32(what)).transpose()?;
+        match ObjectLock::new(mode, days, below) {
+            Some(lock) => Ok(Some(lock)),
+            None => Ok(malformed(what)?),
+        }
+    }
+}
+
 /// Checksum that is sent with every PUT (config key 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
@@ -173,6 +224,7 @@ impl Config {
             writers: vec![admin],
             epoch_check: None,
             parity: None,
+            lock: None,
             primary: None,
         }
     }
@@ -215,6 +267,7 @@ impl Config {
             (16, Value::Uint(self.checksum as u64)),
             (17, Value::array(&self.writers, encode_writer)),
         ];
+        fields.extend(self.lock.map(|lock| (19, lock.encode())));
         fields.extend(self.parity.map(|shape| (20, numbers(shape.numbers()))));
         fields.extend(self.epoch_check.as_ref().map(|check| (21, Value::bytes(check))));
         fields.extend(self.primary.map(|place| (22, Value::bytes(place.as_bytes()))));
@@ -252,7 +305,6 @@ impl Config {
             return Ok(malformed("epoch 0")?);
         }
         let advice = Advice::decode(fields)?;
-        check_unused(fields)?;
         let (chunkers, other_chunkers) = decode_profiles(fields.required(8, "chunker profiles")?)?;
         let config = Config {
             admin: map.kid,
@@ -292,6 +344,10 @@ impl Config {
                 .optional(21)
                 .map(|value| value.into_byte_array("check of the epoch"))
                 .transpose()?,
+            lock: match fields.optional(19) {
+                Some(value) => ObjectLock::decode(value)?,
+                None => None,
+            },
             parity: fields.optional(20).map(decode_shape).transpose()?,
             primary: fields
                 .optional(22)
@@ -562,14 +618,6 @@ fn decode_shape(value: Value) -> Result<Shape, FormatError> {
     }
 }
 
-/// Checks the form of what this version does not use: object lock.
-fn check_unused(fields: &mut Fields) -> Result<(), FormatError> {
-    if let Some(value) = fields.optional(19) {
-        Fields::new(value, "object lock")?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::signed::fixture::*;
@@ -754,6 +802,25 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_round_trips_and_half_of_it_is_the_default() {
+        let lock = |mode, days, below| ObjectLock::new(mode, days, below);
+        for lock in [
+            lock(LockMode::Governance, 1, Some(1)),
+            lock(LockMode::Compliance, 36_500, Some(0)),
+            lock(LockMode::Compliance, 30, None),
+        ] {
+            let config = Config { lock, ..first() };
+            assert!(lock.is_some());
+            assert_eq!(Config::decode(&config.encode(&signer()), 0, None), Ok(config));
+        }
+        let without = with(19, Some(numbers([2, 31]))).unwrap();
+        assert_eq!(without.lock, lock(LockMode::Compliance, 31, Some(15)));
+        assert_eq!(with(19, Some(numbers([0, 30, 15]))).unwrap().lock, None);
+        assert_eq!(lock(LockMode::Governance, 0, None), None);
+        assert_eq!(lock(LockMode::Governance, 30, Some(31)), None);
+    }
+
+    #[test]
     fn profiles_of_unknown_algorithms_are_kept_in_their_place_and_not_used() {
         let unknown = || numbers([2, 7, 7, 7, 0, u64::MAX]);
         let profile = || encode_profile(&Profile::DEFAULT);
@@ -800,6 +867,11 @@ mod tests {
             (12, Value::Uint(2)),
             (13, Value::Uint(3)),
             (16, Value::Uint(5)),
+            (19, numbers([3, 30, 15])),
+            (19, numbers([1, 0, 0])),
+            (19, numbers([1, 36_501, 15])),
+            (19, numbers([2, 30, 31])),
+            (19, numbers([1])),
             (20, numbers([0, 4, 4096])),
             (20, numbers([253, 4, 4096])),
             (20, numbers([100, 4, 63])),

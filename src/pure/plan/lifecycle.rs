@@ -15,6 +15,8 @@ pub struct Rule {
     pub needs_tags: bool,
     /// When it deletes current objects.
     pub expires: Option<When>,
+    /// How many days after they were replaced or hidden it deletes old versions.
+    pub expires_old: Option<i32>,
     /// When it moves current objects, and to which storage class.
     pub moves: Vec<(When, String)>,
 }
@@ -35,6 +37,15 @@ impl std::fmt::Display for When {
             When::Date(date) => write!(f, "on {date}"),
         }
     }
+}
+
+/// After how many days rules delete old versions of a repository whose names begin with `prefix`; `None` if none does.
+pub fn old_versions_kept(rules: &[Rule], prefix: &str) -> Option<i32> {
+    let is_meant = |rule: &&Rule| {
+        let overlaps = prefix.starts_with(&rule.prefix) || rule.prefix.starts_with(prefix);
+        rule.is_enabled && !rule.needs_tags && overlaps
+    };
+    rules.iter().filter(is_meant).filter_map(|rule| rule.expires_old).min()
 }
 
 /// What a rule does to a repository.

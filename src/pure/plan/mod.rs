@@ -3,6 +3,7 @@
 
 pub mod compact;
 pub mod lifecycle;
+pub mod lock;
 pub mod policy;
 pub mod prune;
 pub mod reason;

@@ -6,6 +6,7 @@ mod doctor;
 mod forget;
 mod interrupted;
 mod limits;
+mod object_lock;
 mod owners;
 mod paper;
 mod parity;

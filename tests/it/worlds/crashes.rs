@@ -12,9 +12,10 @@ use crate::story::restore_options;
 use larder::edge::host;
 use larder::edge::store::{Prefix, Store, memory::MemoryStore};
 use larder::ops::holders::{self, Duty};
-use larder::ops::{OpError, Progress, backup, check, hold, prune, repair, restore, revoke, rotate, tag};
-use larder::pure::base::{Explain, Kind, Timestamp};
+use larder::ops::{OpError, Progress, backup, check, hold, object_lock, prune, repair, restore, revoke, rotate, tag};
+use larder::pure::base::{Explain, Kind, LockMode, Timestamp};
 use larder::pure::crypto::Secret;
+use larder::pure::format::config::ObjectLock;
 use larder::pure::format::session::SessionRole;
 use larder::pure::id::SessionId;
 use larder::repo::open::Credential;
@@ -41,6 +42,12 @@ struct Work<'y> {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAYS_NANOS: i64 = 24 * 3_600_000_000_000;
+/// Extended by every prune.
+const LOCK: Option<ObjectLock> = Some(ObjectLock {
+    mode: LockMode::Governance,
+    retain_days: 1,
+    extend_below_days: 1,
+});
 const ALL: [usize; 5] = [0, 1, 2, 3, 4];
 
 fn checkpoints() -> Option<backup::Interval> {
@@ -78,6 +85,19 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
     let aged = || {
         let (store, cache) = machine(0);
         let shared: Arc<dyn Store> = Arc::new(store.clone());
+        yard.back_up(shared.clone(), &cache, 0, &[0, 4]).unwrap();
+        yard.forget(shared, &cache, 0, vec![own]).unwrap();
+        (store, cache)
+    };
+    // The same where objects are locked.
+    let locked = || {
+        let (store, cache) = machine(0);
+        store.allow_locks();
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let repo = yard.open(&shared, &cache, 0).unwrap();
+        object_lock::run(&repo, LOCK).unwrap();
+        drop(repo);
+        yard.prune(shared.clone(), &cache, 0, Duration::ZERO, false).unwrap();
         yard.back_up(shared.clone(), &cache, 0, &[0, 4]).unwrap();
         yard.forget(shared, &cache, 0, vec![own]).unwrap();
         (store, cache)
@@ -245,6 +265,39 @@ fn works<'y>(yard: &'y Yard) -> Vec<Work<'y>> {
             },
             &[own],
             prune(Duration::ZERO, false),
+        ),
+        work(
+            "a prune that extends locks and leaves what is locked",
+            locked(),
+            &[own],
+            prune(Duration::ZERO, false),
+        ),
+        work(
+            "a prune that erases what was locked",
+            {
+                let (store, cache) = locked();
+                yard.prune(Arc::new(store.clone()), &cache, 0, Duration::ZERO, false)
+                    .unwrap();
+                store.set_time(Timestamp(host::now().0 + 2 * DAYS_NANOS));
+                (store, cache)
+            },
+            &[own],
+            prune(Duration::ZERO, false),
+        ),
+        work(
+            "turning Object Lock on, off and on",
+            {
+                let (store, cache) = machine(0);
+                store.allow_locks();
+                (store, cache)
+            },
+            &[],
+            Box::new(move |store, cache| {
+                for lock in [LOCK, None, LOCK] {
+                    object_lock::run(&yard.open(&store, cache, 0)?, lock)?;
+                }
+                Ok(())
+            }),
         ),
         work(
             "a rotation",

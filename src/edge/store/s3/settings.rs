@@ -184,7 +184,7 @@ impl S3Store {
     }
 
     /// Makes one request. `absent` are the codes that say that there is none of what was asked for.
-    fn ask<T, E, R>(
+    pub(super) fn ask<T, E, R>(
         &self,
         call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         absent: &[&str],
@@ -243,6 +243,9 @@ fn rule(rule: &LifecycleRule) -> Rule {
         prefix: prefix.unwrap_or_default().to_owned(),
         needs_tags: filter.is_some_and(|filter| filter.tag().is_some())
             || and.is_some_and(|and| !and.tags().is_empty()),
+        expires_old: rule
+            .noncurrent_version_expiration()
+            .and_then(|old| old.noncurrent_days()),
         expires: expires.and_then(|expires| when(expires.days(), expires.date())),
         moves: rule
             .transitions()
