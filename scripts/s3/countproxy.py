@@ -5,9 +5,10 @@ Shows:  how many requests a run makes, of which kind, and how many bytes travel,
 Takes:  starts at once, runs until it is killed.
 Needs:  Python 3.9 or newer.
 
-  countproxy.py --upstream PORT --log FILE [--listen PORT]    prints the port that it listens on
+  countproxy.py --upstream PORT --log FILE [--listen PORT] [--delay MS]    prints the port that it listens on
   countproxy.py --sum FILE [--from BYTE]                      sums a log up, from a byte offset on, as one JSON object
 
+With a delay, each reply begins so many milliseconds late, as if the server were that far away (what a connection costs to set up is not delayed).
 The request goes on unchanged, with its Host header, so that signatures stay right. A line:
   {"method", "path", "query", "status", "up", "down", "seconds"}     up, down: bytes of the bodies
 A request whose connection broke before the reply has status 0.
@@ -86,9 +87,10 @@ async def exactly(reader, writer, count):
 
 
 class Proxy:
-    def __init__(self, upstream, log):
+    def __init__(self, upstream, log, delay=0):
         self.upstream = upstream
         self.log = log
+        self.delay = delay
 
     def record(self, head, status, up, down, started):
         method, target = head.split(b" ", 2)[:2]
@@ -114,10 +116,13 @@ class Proxy:
                 reply = await head_from(from_server)
                 if reply is None:
                     raise Broken
-                to_client.write(reply)
                 status = int(reply.split(b" ", 2)[1])
                 if status >= 200:
+                    if self.delay:
+                        await asyncio.sleep(self.delay)
+                    to_client.write(reply)
                     break
+                to_client.write(reply)
             bodiless = request.startswith(b"HEAD ") or status in (204, 304)
             down = await body(from_server, to_client, reply, bodiless, True)
             await to_client.drain()
@@ -154,7 +159,7 @@ class Proxy:
 
 async def serve(args):
     with open(args.log, "a", encoding="utf-8") as log:
-        proxy = Proxy(args.upstream, log)
+        proxy = Proxy(args.upstream, log, args.delay / 1000)
         server = await asyncio.start_server(proxy.connection, "127.0.0.1", args.listen, limit=HEAD_LIMIT)
         print(server.sockets[0].getsockname()[1], flush=True)
         async with server:
@@ -182,6 +187,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", type=int)
     parser.add_argument("--listen", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0)
     parser.add_argument("--log")
     parser.add_argument("--sum")
     parser.add_argument("--from", dest="start", type=int, default=0)

@@ -12,6 +12,8 @@ use crate::pure::format::run::{self, RunContent};
 use crate::pure::id::{KeyId, PackId, SessionId};
 use std::collections::HashSet;
 
+/// Listings of condemnations of which one was removed before it was read.
+const LISTINGS_MAX: u32 = 5;
 /// Runs that are fetched before they are imported; each has up to about 12 MB.
 const RUNS_IN_MEMORY: usize = 8;
 /// More runs than this are sorted outside of memory and taken in together.
@@ -33,6 +35,17 @@ impl Repo {
     /// # Errors
     /// When the listing or an object cannot be read: a condemnation must never be overlooked.
     pub fn sync_condemned(&self) -> Result<Vec<SessionId>, RepoError> {
+        let mut tries = 1;
+        loop {
+            match self.try_sync_condemned() {
+                // A prune removes those of which nothing is left. One that is still listed is another matter.
+                Err(error) if error.is_absence() && tries < LISTINGS_MAX => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    fn try_sync_condemned(&self) -> Result<Vec<SessionId>, RepoError> {
         let known: HashSet<SessionId> = self.index.known_gcs()?;
         let mut generations = Vec::new();
         for (name, _) in list_names(&*self.store, "gc/")? {

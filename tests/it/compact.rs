@@ -2,7 +2,7 @@
 //! That nothing is lost when it dies anywhere, and beside backups, is in `prune`, where every prune unites runs.
 
 use crate::fault::{admin, copy_dir, try_open, writer};
-use crate::prune::{Yard, back_up, every_call_may_fail_from, other_source, prune_options, prune_with};
+use crate::prune::{Yard, back_up, every_call_may_fail_from, keys, other_source, prune_options, prune_with};
 use larder::edge::host;
 use larder::edge::store::memory::MemoryStore;
 use larder::edge::store::{Part, Store, StoreKey};
@@ -402,6 +402,37 @@ fn backup_at_any_moment_of_tidying_is_whole() {
         let new = made.lock().take().unwrap().snapshot.unwrap();
         let also = BTreeMap::from([(new, content.clone())]);
         assert!(yard.assert_restores(&store, &when, &also).contains(&new), "{when}");
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::remove_dir_all(&other_cache).unwrap();
+    }
+}
+
+/// A whole prune of another machine, which removes the same things, between any two calls of a prune that tidies.
+#[test]
+fn prune_at_any_moment_of_tidying_is_no_failure() {
+    let yard = untidy();
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store.clone(), None));
+    prune(counted.clone(), &cache).unwrap();
+    let removes = |under: &str| keys(&store, under).len() < keys(&yard.store, under).len();
+    assert!(
+        removes("gc/") && removes("idx/") && removes("sess/"),
+        "all that a prune removes is removed"
+    );
+    let log = counted.log();
+    for call in first_call_of_tidying(&yard)..counted.calls() {
+        let (store, cache) = yard.fork();
+        let other_cache = yard.fresh();
+        let visit = {
+            let (store, cache) = (store.clone(), other_cache.clone());
+            move || {
+                prune(Arc::new(store), &cache).expect("the other machine");
+            }
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let when = format!("visited at call {call} ({})", log[call as usize]);
+        prune(shared, &cache).unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        yard.assert_sound(&store, &when);
         std::fs::remove_dir_all(&cache).unwrap();
         std::fs::remove_dir_all(&other_cache).unwrap();
     }

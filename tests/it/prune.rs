@@ -501,6 +501,32 @@ fn backup_at_any_moment_of_a_prune_is_whole() {
     }
 }
 
+/// A whole prune of another machine between any two calls of a prune.
+#[test]
+fn prune_at_any_moment_of_a_prune_is_no_failure() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store, None));
+    prune_all(counted.clone(), &cache).unwrap();
+    for call in 0..counted.calls() {
+        let (store, cache) = yard.fork();
+        let other_cache = yard.fresh();
+        let visit = {
+            let (store, cache) = (store.clone(), other_cache.clone());
+            move || drop(prune_all(Arc::new(store), &cache).expect("the other machine"))
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let result = prune_all(shared.clone(), &cache);
+        let when = format!("visited at call {call} ({})", shared.log()[call as usize]);
+        result.unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        assert_eq!(yard.assert_sound(&store, &when), yard.ids([2]), "{when}");
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::remove_dir_all(&other_cache).unwrap();
+    }
+}
+
 /// A backup is stopped before any of its calls, a prune runs from beginning to end (or two do), and the backup goes on: its
 /// snapshot is good.
 #[test]

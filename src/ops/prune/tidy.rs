@@ -159,7 +159,11 @@ fn retire(work: &mut Work<'_, '_>, listed: &[ListedPack]) -> Result<(), OpError>
         if packs.iter().any(|pack| described.contains(pack)) {
             continue;
         }
-        let condemnation = condemnation(repo, &generation)?;
+        let condemnation = match condemnation(repo, &generation) {
+            // Another prune has removed it meanwhile.
+            Err(OpError::Repo(error)) if error.is_absence() => continue,
+            read => read?,
+        };
         // A quarantine says which chunks are lost; that stays known.
         if condemnation.kind != CondemnKind::Quarantine {
             remove_parity(work, &condemnation)?;
