@@ -527,6 +527,51 @@ fn prune_at_any_moment_of_a_prune_is_no_failure() {
     }
 }
 
+/// A whole prune of another machine, which rewrites packs, between any two calls of a check: it finds nothing that is not so.
+#[test]
+fn prune_at_any_moment_of_a_check_is_no_damage() {
+    let yard = Yard::with_nights();
+    yard.forget(0);
+    yard.forget(1);
+    let everything = check::Options {
+        read_data: Some(check::Subset::All),
+        threads: 1,
+        ..Default::default()
+    };
+    let check = |store: Arc<dyn Store>, cache: &Path| {
+        let repo = try_open(store, cache, &admin()).unwrap();
+        check::run(&repo, &everything, &Progress::default())
+    };
+    let (store, cache) = yard.fork();
+    let counted = Arc::new(FaultStore::new(store, None));
+    check(counted.clone(), &cache).unwrap();
+    for call in 0..counted.calls() {
+        let (store, cache) = yard.fork();
+        let other_cache = yard.fresh();
+        let visit = {
+            let (store, cache) = (store.clone(), other_cache.clone());
+            let options = prune::Options {
+                repack: Some(RepackLimits {
+                    unused_share: 0.0,
+                    copied_bytes_max: u64::MAX,
+                }),
+                ..prune_options()
+            };
+            move || {
+                let report = prune_with(Arc::new(store), &cache, &options).expect("the other machine");
+                assert!(report.deleted.packs > 0);
+            }
+        };
+        let shared = Arc::new(FaultStore::visited_at(store.clone(), call, visit));
+        let report = check(shared.clone(), &cache);
+        let when = format!("visited at call {call} ({})", shared.log()[call as usize]);
+        let report = report.unwrap_or_else(|error| panic!("{when}: {}", check::chain(&error)));
+        assert!(report.is_sound(), "{when}: {:?}", report.findings);
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::remove_dir_all(&other_cache).unwrap();
+    }
+}
+
 /// A backup is stopped before any of its calls, a prune runs from beginning to end (or two do), and the backup goes on: its
 /// snapshot is good.
 #[test]

@@ -22,8 +22,10 @@ pub use report::{DamagedFile, Finding, Report, chain};
 
 use super::{OpError, Progress};
 use crate::pure::crypto::Domain;
+use crate::pure::format::name::ObjectName;
 use crate::repo::Repo;
 use crate::repo::locate::IndexLocator;
+use crate::repo::open::list_names;
 use crate::repo::reader::BlobReader;
 use files::name_files;
 use history::{check_history, check_runs};
@@ -33,9 +35,16 @@ use packs::{check_ledger, check_packs_exist, choose_packs};
 use parents::check_parents;
 use parity::check_parity;
 use read_data::read_packs;
+use std::collections::HashSet;
 use trees::check_trees;
 
+/// How often a repository is looked at that is pruned meanwhile.
+const LOOKS_MAX: u32 = 3;
+
 /// Checks a repository. Findings are in the report; an error means that the check itself could not be done.
+///
+/// A prune that works beside it copies what is used out of a pack and deletes the pack, and forgotten snapshots go: what was listed at the
+/// beginning is missing then, as it should be. So findings are believed only when nothing was condemned meanwhile; otherwise it looks again.
 ///
 /// # Errors
 /// When the store cannot be listed or read: nothing is known then.
@@ -44,6 +53,25 @@ pub fn run(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report
     if options.read_data.is_some() {
         repo.require_reading(Domain::Data, "check the contents of files")?;
     }
+    let mut looks = 1;
+    loop {
+        let before = condemnations(repo)?;
+        let report = look(repo, options, progress)?;
+        if report.is_sound() || looks == LOOKS_MAX || condemnations(repo)?.is_subset(&before) {
+            return Ok(report);
+        }
+        looks += 1;
+        progress.set_current("looking again, because a prune has worked beside it");
+    }
+}
+
+fn condemnations(repo: &Repo) -> Result<HashSet<ObjectName>, OpError> {
+    let listed = list_names(&*repo.store, "gc/")?;
+    Ok(listed.into_iter().map(|(name, _)| name).collect())
+}
+
+/// One look at everything.
+fn look(repo: &Repo, options: &Options, progress: &Progress) -> Result<Report, OpError> {
     let mut report = Report::default();
     check_names(repo, &mut report)?;
     check_keys(repo, &mut report)?;
