@@ -492,6 +492,8 @@ def configs():
     one("chunker-max", "max above 16 MiB", {8: [{**PROFILE_0, 3: 32 << 20}]})
     one("chunker-odd", "odd min", {8: [{**PROFILE_0, 1: 524289}]})
     one("chunker-mask", "mask uses bit 63", {8: [{**PROFILE_0, 4: 1 << 63}]})
+    one("lowest-hash", "chunker 3", {8: [{**PROFILE_0, 0: 3, 4: LOWEST_MASK, 5: LOWEST_MASK}]}, expect="ok")
+    one("lowest-hash-masks", "chunker 3 has one mask", {8: [{**PROFILE_0, 0: 3}]})
     one("chunker-mask-0", "mask 0 cuts everywhere", {8: [{**PROFILE_0, 5: 0}]})
     one("inline", "inline limit above 512", {11: {**tree, 3: 513}})
     one("node-max", "node limit other than 262144", {11: {**tree, 2: 1 << 20}})

@@ -407,6 +407,7 @@ def build_list(elements):
 
 # ---------------------------------------------------------------- small objects
 MASK_SMALL, MASK_LARGE = ((1 << 22) - 1) << 41, ((1 << 18) - 1) << 45
+LOWEST_MASK = ((1 << 14) - 1) << 49
 PROFILE_0 = {0: 1, 1: 524288, 2: 1048576, 3: 4194304, 4: MASK_SMALL, 5: MASK_LARGE}
 
 

@@ -355,6 +355,33 @@ def cut_lengths(data, profile):
     return lengths
 
 
+def candidates(data, q, mask):
+    """Chunker 3: the places behind q that may be cuts, as (hash, place)."""
+    found, h, p = [], 0, q + 64
+    while p < len(data):
+        h = (2 * h + GEAR[data[p]]) & ((1 << 64) - 1)
+        if h & mask == 0:
+            found.append((h & ((1 << 63) - 1), p))
+            p, h = p + 63, 0
+        p += 1
+    return found
+
+
+def lowest_lengths(data, profile):
+    """Chunker 3."""
+    (low, center, high), mask = (profile[i] for i in (1, 2, 3)), profile[4]
+    start, lengths, places = 0, [], candidates(data, 0, mask)
+    while len(data) - start > center:
+        end = min(len(data), start + high)
+        possible = [(h, -q) for h, q in places if start + low <= q <= end]
+        cut = -min(possible)[1] if possible else end
+        if not possible:
+            places = candidates(data, cut, mask)
+        lengths.append(cut - start)
+        start = cut
+    return lengths + [len(data) - start] * (start < len(data))
+
+
 def chunking():
     data = xof(b"larder cdc test", 8 << 20)
     put("cdc profile 0 (min center max mask_s mask_l)",
@@ -370,6 +397,14 @@ def chunking():
     tiny = {0: 1, 1: 64, 2: 256, 3: 1024, 4: ((1 << 10) - 1) << 53, 5: ((1 << 6) - 1) << 57}
     put("cdc small profile (min center max mask_s mask_l)", f"64 256 1024 {tiny[4]:016x} {tiny[5]:016x}")
     put("cdc small profile lengths of the first 8192 bytes", cut_lengths(data[:8192], tiny))
+    lowest = {0: 3, 1: 524288, 2: 2097152, 3: 4194304, 4: LOWEST_MASK, 5: LOWEST_MASK}
+    put("cdc lowest profile (min center max mask)", f"524288 2097152 4194304 {LOWEST_MASK:016x}")
+    put("cdc lowest lengths", lowest_lengths(data, lowest))
+    put("cdc lowest lengths of 5 MiB zeros", lowest_lengths(bytes(5 << 20), lowest))
+    put("cdc lowest text lengths", lowest_lengths(text, lowest))
+    tiny = {0: 3, 1: 64, 2: 256, 3: 1024, 4: 0xF << 59}
+    put("cdc lowest small profile (min center max mask)", f"64 256 1024 {tiny[4]:016x}")
+    put("cdc lowest small profile lengths of the first 8192 bytes", lowest_lengths(data[:8192], tiny))
 
 
 def make():

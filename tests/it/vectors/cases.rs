@@ -23,7 +23,7 @@ use larder::repo::open::Credential;
 use std::collections::BTreeMap;
 
 /// How many there are: one that is lost, or not looked at, is noticed.
-const CASES: usize = 482;
+const CASES: usize = 484;
 
 struct Case {
     file: String,
