@@ -397,8 +397,8 @@ def chunking():
     tiny = {0: 1, 1: 64, 2: 256, 3: 1024, 4: ((1 << 10) - 1) << 53, 5: ((1 << 6) - 1) << 57}
     put("cdc small profile (min center max mask_s mask_l)", f"64 256 1024 {tiny[4]:016x} {tiny[5]:016x}")
     put("cdc small profile lengths of the first 8192 bytes", cut_lengths(data[:8192], tiny))
-    lowest = {0: 3, 1: 524288, 2: 2097152, 3: 4194304, 4: LOWEST_MASK, 5: LOWEST_MASK}
-    put("cdc lowest profile (min center max mask)", f"524288 2097152 4194304 {LOWEST_MASK:016x}")
+    lowest = {0: 3, 1: 524288, 2: 1572864, 3: 3145728, 4: LOWEST_MASK, 5: LOWEST_MASK}
+    put("cdc lowest profile (min center max mask)", f"524288 1572864 3145728 {LOWEST_MASK:016x}")
     put("cdc lowest lengths", lowest_lengths(data, lowest))
     put("cdc lowest lengths of 5 MiB zeros", lowest_lengths(bytes(5 << 20), lowest))
     put("cdc lowest text lengths", lowest_lengths(text, lowest))

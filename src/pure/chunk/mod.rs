@@ -36,12 +36,12 @@ impl Profile {
         mask_s: 0x7fff_fe00_0000_0000,
         mask_l: 0x7fff_e000_0000_0000,
     };
-    /// Of new repositories: 512 KiB to 4 MiB, 2.2 MiB on average; one place in 16 384 may be a cut (ADR-0028).
+    /// Of new repositories: 512 KiB to 3 MiB, 1.7 MiB on average; one place in 16 384 may be a cut (ADR-0028).
     pub const NEW: Profile = Profile {
         algorithm: Algorithm::LowestHash,
         min: 524_288,
-        center: 2_097_152,
-        max: 4_194_304,
+        center: 1_572_864,
+        max: 3_145_728,
         mask_s: 0x7ffe_0000_0000_0000,
         mask_l: 0x7ffe_0000_0000_0000,
     };
