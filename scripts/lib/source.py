@@ -1,10 +1,27 @@
-"""A source that changes from round to round, for the scripts that kill. Imported, never run."""
+"""Sources for the scripts that kill and those that compare. Imported, never run."""
 
 import os
+import shutil
+from pathlib import Path
 
 import tree
 
 MIB = 1 << 20
+
+
+def real_files(root, size_mib, dice):
+    """Copies of files of this machine, up to a size, in directories of fifty."""
+    found = [p for base in ("/usr/share", "/usr/lib", "/usr/bin") for p in sorted(Path(base).rglob("*"))
+             if p.is_file() and not p.is_symlink() and p.stat().st_size < 16 * MIB]
+    dice.shuffle(found)
+    left = size_mib * MIB
+    for number, path in enumerate(found):
+        if left <= 0:
+            break
+        place = root / f"d{number // 50}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{number}-{path.name}")
+        left -= path.stat().st_size
 
 
 class Source:

@@ -112,6 +112,13 @@ def describe(entries, path, info, fd, parent, name, loose):
     entries.append((path, "\t".join(fields), group))
 
 
+def state(root):
+    """What is below a directory, for comparing with what came back, without the directory itself."""
+    lines = dict(walk(root, loose=True))
+    lines.pop(b".", None)
+    return lines
+
+
 def tree_hash(root, loose=False):
     digest = hashlib.sha256()
     for _, line in walk(root, loose):
