@@ -1,6 +1,6 @@
 //! Each stage of the write and the read path by itself, per byte: `cargo bench --bench stages`.
 //!
-//! Real text (the sources of larder, over and over with other line numbers in front) and noise, in chunks of 2 MiB, which is what new
+//! Real text (the sources of larder, over and over with other line numbers in front) and noise, in chunks of 2 MiB, a little more than new
 //! repositories have on average. The sum of the stages is what one core does; README.md sets it beside what whole runs take.
 
 use divan::counter::BytesCount;
