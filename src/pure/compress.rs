@@ -204,17 +204,15 @@ fn decode(
     frame: &[u8],
     raw_len: usize,
     out: &mut Vec<u8>,
-    run: impl FnOnce(&mut [u8]) -> Result<usize, usize>,
+    run: impl FnOnce(&mut Vec<u8>) -> Result<usize, usize>,
 ) -> Result<(), Undecodable> {
     let undecodable = Undecodable { declared: raw_len };
+    out.clear();
     if frame_len(frame, raw_len) != Some(frame.len()) {
-        out.clear();
         return Err(undecodable);
     }
-    // What the buffer held before is overwritten, so only growth is filled with zeros.
-    out.truncate(raw_len);
-    out.reserve_exact(raw_len - out.len());
-    out.resize(raw_len, 0);
+    // zstd writes into the capacity, without zeros being put there first.
+    out.reserve_exact(raw_len);
     if run(out) == Ok(raw_len) {
         return Ok(());
     }

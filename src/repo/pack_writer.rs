@@ -719,11 +719,11 @@ impl Shared {
             return Ok(());
         }
         let (_, key) = self.session_keys.of(sealed.header.kind);
-        let mut plain = Vec::new();
+        let mut decoded = Vec::new();
         for record in &sealed.records {
             let start = record.offset as usize;
             let frame = &sealed.bytes[start..start + record.stored_len as usize];
-            let opened = blob::open_frame(frame, key, &self.keys, record.ty, &record.id, opener, &mut plain)
+            let opened = blob::verify_frame(frame, key, &self.keys, record.ty, &record.id, opener, &mut decoded)
                 .map_err(|source| RepoError::PackDidNotVerify { source })?;
             // A delta is verified by the encoder, which still holds the base.
             debug_assert!(matches!(opened, Opened::Done) || record.base.is_some());

@@ -425,8 +425,12 @@ impl<'r> BlobReader<'r> {
         match &opened {
             Opened::Done => Ok(()),
             Opened::NeedsBase { base, .. } => {
-                let plain = self.read_base(base, opener)?;
-                blob::finish_delta(&opened, &plain, &self.repo.keys, id, opener, out).map_err(damaged())
+                let mut plain = std::mem::take(&mut opener.base);
+                let finished = self.read_base(base, opener, &mut plain).and_then(|()| {
+                    blob::finish_delta(&opened, &plain, &self.repo.keys, id, opener, out).map_err(damaged())
+                });
+                opener.base = plain;
+                finished
             }
         }
     }
@@ -481,15 +485,13 @@ impl<'r> BlobReader<'r> {
     }
 
     /// A base is never itself a delta (depth one), so this does not recurse further.
-    fn read_base(&self, base: &ChunkId, opener: &mut Opener) -> Result<Vec<u8>, RepoError> {
-        let mut plain = Vec::new();
+    fn read_base(&self, base: &ChunkId, opener: &mut Opener, plain: &mut Vec<u8>) -> Result<(), RepoError> {
         self.read_any_copy(base, |place| {
             if place.stored_as == StoredAs::Delta {
                 return Err(RepoError::UnknownChunk(*base));
             }
-            self.read_copy(BlobType::Data, base, place, opener, &mut plain)
-        })?;
-        Ok(plain)
+            self.read_copy(BlobType::Data, base, place, opener, plain)
+        })
     }
 }
 

@@ -78,7 +78,7 @@ impl<'t> FilePlan<'t> {
         if let Some(file) = &*open {
             return Ok(file.clone());
         }
-        let file = Arc::new(target.create_temp(&self.dir, &self.name, self.entry.size())?);
+        let file = Arc::new(target.create(&self.dir, &self.name, self.entry.size())?);
         *open = Some(file.clone());
         Ok(file)
     }
@@ -207,6 +207,14 @@ impl<'t> Batches<'_, 't> {
                 place,
             });
         }
+        // The pieces of these files are all on their way: whoever writes the last one finishes the file.
+        for file in std::mem::take(&mut self.open_files) {
+            if file.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
+                // Nobody has a piece of it any more.
+                file.outstanding.store(1, Ordering::Release);
+                self.send(Task::Whole(file))?;
+            }
+        }
         wanted.sort_by_key(|wanted| (wanted.place.pack, wanted.place.offset));
         let mut span: Vec<Wanted<'t>> = Vec::new();
         for next in wanted {
@@ -219,10 +227,6 @@ impl<'t> Batches<'_, 't> {
         }
         if !span.is_empty() {
             self.send(Task::Span(span))?;
-        }
-        // Files whose pieces have all been sent are finished by whoever writes their last piece.
-        for file in std::mem::take(&mut self.open_files) {
-            self.send(Task::Whole(file))?;
         }
         Ok(())
     }
@@ -429,7 +433,7 @@ impl<'t> Worker<'_, '_, '_, 't> {
             fetcher.outcome.restored(&file.entry, restored);
             return Ok(());
         }
-        let open = fetcher.target.create_temp(&file.dir, &file.name, file.entry.size())?;
+        let open = fetcher.target.create(&file.dir, &file.name, file.entry.size())?;
         if let Some(Content::Inline(bytes)) = file.entry.content() {
             open.write_at(0, bytes)?;
         }
@@ -535,7 +539,7 @@ pub fn write_alone(
     lists: &mut TreeReader<'_, '_>,
     opener: &mut Opener,
 ) -> Result<Restored, OpError> {
-    let open = target.create_temp(dir, name, meta.entry.size())?;
+    let open = target.create(dir, name, meta.entry.size())?;
     if let Some(Content::Inline(bytes)) = meta.entry.content() {
         open.write_at(0, bytes)?;
     }

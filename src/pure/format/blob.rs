@@ -174,6 +174,8 @@ fn aad(ty: BlobType, repo: &RepoId, id: &ChunkId) -> [u8; 54] {
 pub struct Opener {
     pub decompressor: Decompressor,
     pub scratch: Vec<u8>,
+    /// Plaintext of the base of a delta.
+    pub base: Vec<u8>,
 }
 
 impl Opener {
@@ -182,6 +184,7 @@ impl Opener {
         Opener {
             decompressor: Decompressor::new(),
             scratch: Vec::new(),
+            base: Vec::new(),
         }
     }
 }
@@ -230,8 +233,42 @@ pub fn open_frame(
     opener: &mut Opener,
     out: &mut Vec<u8>,
 ) -> Result<Opened, FormatError> {
+    open_with(frame, key, keys, ty, id, opener, out, |raw, out| {
+        out.extend_from_slice(raw)
+    })
+}
+
+/// As [`open_frame`], for those who only want to know whether it opens: what was not compressed is verified where it is.
+///
+/// # Errors
+/// As `open_frame`.
+pub fn verify_frame(
+    frame: &[u8],
+    key: &BlobKey,
+    keys: &KeyRing,
+    ty: BlobType,
+    id: &ChunkId,
+    opener: &mut Opener,
+    decoded: &mut Vec<u8>,
+) -> Result<Opened, FormatError> {
+    open_with(frame, key, keys, ty, id, opener, decoded, |_, _| {})
+}
+
+#[allow(clippy::too_many_arguments)]
+fn open_with(
+    frame: &[u8],
+    key: &BlobKey,
+    keys: &KeyRing,
+    ty: BlobType,
+    id: &ChunkId,
+    opener: &mut Opener,
+    out: &mut Vec<u8>,
+    take_raw: impl FnOnce(&[u8], &mut Vec<u8>),
+) -> Result<Opened, FormatError> {
     out.clear();
-    let Opener { decompressor, scratch } = opener;
+    let Opener {
+        decompressor, scratch, ..
+    } = opener;
     if !(FRAME_OVERHEAD + 1..=STORED_BYTES_MAX).contains(&frame.len()) {
         return Ok(malformed("blob frame length")?);
     }
@@ -253,7 +290,7 @@ pub fn open_frame(
             let raw = plaintext.take(raw_bytes, "blob payload")?;
             padding_is_zero(&mut plaintext)?;
             verify_id(keys, key.epoch, ty, id, raw)?;
-            out.extend_from_slice(raw);
+            take_raw(raw, out);
             Ok(Opened::Done)
         }
         CODEC_ZSTD => {
@@ -622,6 +659,10 @@ mod tests {
                     let opened = open_frame(frame, &key, &keys, ty, &id, &mut opener, &mut out);
                     assert_eq!(opened, Ok(Opened::Done));
                     assert_eq!(out, raw);
+                    let verified = verify_frame(frame, &key, &keys, ty, &id, &mut opener, &mut out);
+                    assert_eq!(verified, Ok(Opened::Done));
+                    let of_another = verify_frame(frame, &key, &keys, ty, &ChunkId([1; 32]), &mut opener, &mut out);
+                    assert!(of_another.is_err());
                 }
             }
         }

@@ -61,7 +61,7 @@ fn file(size: u64, mode: u32) -> Entry {
 }
 
 fn write(target: &TargetDir, directory: &Arc<DirHandle>, name: &[u8], content: &[u8], entry: &Entry) -> Restored {
-    let temporary = target.create_temp(directory, name, content.len() as u64).unwrap();
+    let temporary = target.create(directory, name, content.len() as u64).unwrap();
     temporary.write_at(0, content).unwrap();
     temporary.commit(&Meta::of(entry)).unwrap()
 }
@@ -109,7 +109,7 @@ fn copy(source: &Path, target: &TargetDir) -> Vec<TargetProblem> {
         };
         let restored = match found.entry.kind {
             EntryKind::File { size, .. } => {
-                let temporary = target.create_temp(&directory, name, size).unwrap();
+                let temporary = target.create(&directory, name, size).unwrap();
                 let mut opened = found.open().unwrap();
                 let (mut offset, mut buffer) = (0, vec![0; 100_000]);
                 while let Some(piece) = opened.next_piece().unwrap() {
@@ -368,7 +368,7 @@ fn links_in_the_target_are_never_followed() {
         assert!(target.open_dir(&[b"directory", b"deep"]).is_err());
         let made = target.make_dir(&[b"directory", b"deep"]);
         assert!(target.open_existing(target.root(), b"file").unwrap().is_none());
-        let temporary = target.create_temp(target.root(), b"file", 3).unwrap();
+        let temporary = target.create(target.root(), b"file", 3).unwrap();
         temporary.write_at(0, b"new").unwrap();
         let written = temporary.commit(&Meta::of(&file(3, 0o777)));
         if overwrite == Overwrite::Never {
@@ -398,10 +398,7 @@ fn names_that_leave_the_directory_are_refused() {
             target.open_dir(&[b"x", name]),
             Err(TargetError::BadName { .. })
         ));
-        assert!(matches!(
-            target.create_temp(root, name, 0),
-            Err(TargetError::BadName { .. })
-        ));
+        assert!(matches!(target.create(root, name, 0), Err(TargetError::BadName { .. })));
         assert!(matches!(
             target.make_node(root, name, &Meta::of(&entry(EntryKind::Fifo, 0))),
             Err(TargetError::BadName { .. })
@@ -446,7 +443,7 @@ fn swapping_links_into_the_way_never_leads_outside() {
             let Ok(directory) = target.make_dir(&[b"directory", b"sub"]) else {
                 continue;
             };
-            let Ok(temporary) = target.create_temp(&directory, b"file", 1) else {
+            let Ok(temporary) = target.create(&directory, b"file", 1) else {
                 continue;
             };
             written += u64::from(temporary.commit(&Meta::of(&file(1, 0o600 + number % 8))).is_ok());
@@ -461,7 +458,7 @@ fn swapping_links_into_the_way_never_leads_outside() {
 fn an_unfinished_file_is_private_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let target = open(dir.path(), Overwrite::Always);
-    let temporary = target.create_temp(target.root(), b"secret", 10).unwrap();
+    let temporary = target.create(target.root(), b"secret", 10).unwrap();
     temporary.write_at(0, b"0123456789").unwrap();
     let [name] = &names(dir.path())[..] else {
         panic!("one temporary")
@@ -473,7 +470,7 @@ fn an_unfinished_file_is_private_and_leaves_nothing() {
 
     // Nor does one that cannot take its name.
     fs::create_dir_all(dir.path().join("secret/full")).unwrap();
-    let temporary = target.create_temp(target.root(), b"secret", 0).unwrap();
+    let temporary = target.create(target.root(), b"secret", 0).unwrap();
     assert!(matches!(
         temporary.commit(&Meta::of(&file(0, 0o666))),
         Err(TargetError::InTheWay { .. })
@@ -494,6 +491,38 @@ fn an_unfinished_file_is_private_and_leaves_nothing() {
 }
 
 #[test]
+fn in_a_directory_of_ours_a_small_file_has_its_name_at_once_and_leaves_nothing_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = open(dir.path(), Overwrite::Never);
+    let ours = target.make_dir(&[b"ours"]).unwrap();
+    let path = dir.path().join("ours");
+    let small = target.create(&ours, b"small", 3).unwrap();
+    let large = target.create(&ours, b"large", 2 << 20).unwrap();
+    let [temporary, named] = &names(&path)[..] else {
+        panic!("two files")
+    };
+    assert!(temporary.starts_with(".larder-"));
+    assert_eq!(named, "small");
+    assert_eq!(path.join("small").metadata().unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
+    drop((small, large));
+    assert!(names(&path).is_empty());
+
+    let restored = write(&target, &ours, b"small", b"123", &file(3, 0o644));
+    assert!(restored.problems.is_empty() && restored.source.is_some());
+    assert_eq!(path.join("small").metadata().unwrap().mode() & 0o7777, 0o644);
+    // What somebody else has put there is not touched.
+    let late = target.create(&ours, b"small", 3).unwrap();
+    late.write_at(0, b"456").unwrap();
+    assert!(matches!(
+        late.commit(&Meta::of(&file(3, 0o600))),
+        Err(TargetError::InTheWay { .. })
+    ));
+    assert_eq!(fs::read(path.join("small")).unwrap(), b"123");
+    assert_eq!(names(&path), ["small"]);
+}
+
+#[test]
 fn what_is_not_written_is_a_hole_at_the_end_too() {
     let dir = tempfile::tempdir().unwrap();
     let target = open(dir.path(), Overwrite::IfChanged);
@@ -502,7 +531,7 @@ fn what_is_not_written_is_a_hole_at_the_end_too() {
         ("all", 1 << 20, 0..0),
         ("none", 8192, 4096..8192),
     ] {
-        let temporary = target.create_temp(target.root(), name.as_bytes(), size).unwrap();
+        let temporary = target.create(target.root(), name.as_bytes(), size).unwrap();
         if !written.is_empty() {
             temporary
                 .write_at(written.start as u64, &vec![1; written.len()])
@@ -842,7 +871,7 @@ fn a_full_target_says_so() {
     }
     let target = open(dir.path(), Overwrite::Always);
     let free = target.free_bytes().unwrap();
-    let temporary = target.create_temp(target.root(), b"large", 4 << 20).unwrap();
+    let temporary = target.create(target.root(), b"large", 4 << 20).unwrap();
     let outcome = temporary.write_at(0, &vec![1; 4 << 20]);
     drop(temporary);
     let left = names(dir.path());
@@ -872,7 +901,7 @@ fn names_that_collide_in_the_target_are_refused() {
     });
     write(&target, &folding, b"name", b"1", &file(1, 0o600)).source.unwrap();
     let again = target
-        .create_temp(&folding, b"name", 1)
+        .create(&folding, b"name", 1)
         .unwrap()
         .commit(&Meta::of(&file(1, 0o600)));
     assert!(matches!(again, Err(TargetError::InTheWay { .. })));
@@ -900,7 +929,7 @@ fn names_that_collide_in_the_target_are_refused() {
         .source
         .unwrap();
     let second = target
-        .create_temp(target.root(), b"NAME", 1)
+        .create(target.root(), b"NAME", 1)
         .unwrap()
         .commit(&Meta::of(&file(1, 0o600)));
     write(&target, target.root(), b"old", b"new", &file(3, 0o600))
