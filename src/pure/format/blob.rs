@@ -233,9 +233,7 @@ pub fn open_frame(
     opener: &mut Opener,
     out: &mut Vec<u8>,
 ) -> Result<Opened, FormatError> {
-    open_with(frame, key, keys, ty, id, opener, out, |raw, out| {
-        out.extend_from_slice(raw)
-    })
+    open_with(frame, key, keys, ty, id, opener, out, Use::Content)
 }
 
 /// As [`open_frame`], for those who only want to know whether it opens: what was not compressed is verified where it is.
@@ -251,7 +249,36 @@ pub fn verify_frame(
     opener: &mut Opener,
     decoded: &mut Vec<u8>,
 ) -> Result<Opened, FormatError> {
-    open_with(frame, key, keys, ty, id, opener, decoded, |_, _| {})
+    open_with(frame, key, keys, ty, id, opener, decoded, Use::Verdict)
+}
+
+/// Opens and decodes the frame of a full copy without verifying its id: only for what is made of it to be verified, which
+/// [`finish_delta`] does.
+///
+/// # Errors
+/// It does not open, or is no full copy. `out` is then empty.
+pub fn decode_base(
+    frame: &[u8],
+    key: &BlobKey,
+    keys: &KeyRing,
+    id: &ChunkId,
+    opener: &mut Opener,
+    out: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    match open_with(frame, key, keys, BlobType::Data, id, opener, out, Use::Base)? {
+        Opened::Done => Ok(()),
+        Opened::NeedsBase { .. } => Ok(malformed("a delta as the base of a delta")?),
+    }
+}
+
+/// What a frame is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Content,
+    /// To know whether it opens: content that was not compressed is not copied.
+    Verdict,
+    /// As the base of a delta, of which the result is verified.
+    Base,
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -263,7 +290,7 @@ fn open_with(
     id: &ChunkId,
     opener: &mut Opener,
     out: &mut Vec<u8>,
-    take_raw: impl FnOnce(&[u8], &mut Vec<u8>),
+    purpose: Use,
 ) -> Result<Opened, FormatError> {
     out.clear();
     let Opener {
@@ -289,14 +316,20 @@ fn open_with(
         CODEC_RAW => {
             let raw = plaintext.take(raw_bytes, "blob payload")?;
             padding_is_zero(&mut plaintext)?;
-            verify_id(keys, key.epoch, ty, id, raw)?;
-            take_raw(raw, out);
+            if purpose != Use::Base {
+                verify_id(keys, key.epoch, ty, id, raw)?;
+            }
+            if purpose != Use::Verdict {
+                out.extend_from_slice(raw);
+            }
             Ok(Opened::Done)
         }
         CODEC_ZSTD => {
             let frame = take_zstd_frame(&mut plaintext, raw_bytes)?;
             decompressor.decompress(frame, raw_bytes, out)?;
-            verified(keys, key.epoch, ty, id, out)?;
+            if purpose != Use::Base {
+                verified(keys, key.epoch, ty, id, out)?;
+            }
             Ok(Opened::Done)
         }
         CODEC_DELTA if ty == BlobType::Data => {
