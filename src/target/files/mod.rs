@@ -3,9 +3,7 @@
 //! What is written may be hostile in its names, and the target may be shared with somebody hostile. So everything goes by
 //! directory descriptors and single checked names, nothing follows a symbolic link (catalogue H1, H2, H5). A file is
 //! written under a temporary name that only we may read, gets its metadata by descriptor, and then takes its name: under
-//! a final name there is never a part of a file, nor one that others may read too early (H7, H9, H10). Small files in a
-//! directory that the restore itself has made have their name from the beginning; there a killed restore, and nothing else,
-//! may leave one for each thread that is not finished, beside all those that are missing. The next restore finishes it.
+//! a final name there is never a part of a file, nor one that others may read too early (H7, H9, H10).
 //!
 //! Metadata that the system refuses is no error but a [`TargetProblem`] to be reported; only what makes going on pointless
 //! (no space, read-only) or leaves an entry unrestored is a [`TargetError`].

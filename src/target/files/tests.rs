@@ -491,38 +491,6 @@ fn an_unfinished_file_is_private_and_leaves_nothing() {
 }
 
 #[test]
-fn in_a_directory_of_ours_a_small_file_has_its_name_at_once_and_leaves_nothing_either() {
-    let dir = tempfile::tempdir().unwrap();
-    let target = open(dir.path(), Overwrite::Never);
-    let ours = target.make_dir(&[b"ours"]).unwrap();
-    let path = dir.path().join("ours");
-    let small = target.create(&ours, b"small", 3).unwrap();
-    let large = target.create(&ours, b"large", 2 << 20).unwrap();
-    let [temporary, named] = &names(&path)[..] else {
-        panic!("two files")
-    };
-    assert!(temporary.starts_with(".larder-"));
-    assert_eq!(named, "small");
-    assert_eq!(path.join("small").metadata().unwrap().mode() & 0o7777, 0o600);
-    assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
-    drop((small, large));
-    assert!(names(&path).is_empty());
-
-    let restored = write(&target, &ours, b"small", b"123", &file(3, 0o644));
-    assert!(restored.problems.is_empty() && restored.source.is_some());
-    assert_eq!(path.join("small").metadata().unwrap().mode() & 0o7777, 0o644);
-    // What somebody else has put there is not touched.
-    let late = target.create(&ours, b"small", 3).unwrap();
-    late.write_at(0, b"456").unwrap();
-    assert!(matches!(
-        late.commit(&Meta::of(&file(3, 0o600))),
-        Err(TargetError::InTheWay { .. })
-    ));
-    assert_eq!(fs::read(path.join("small")).unwrap(), b"123");
-    assert_eq!(names(&path), ["small"]);
-}
-
-#[test]
 fn what_is_not_written_is_a_hole_at_the_end_too() {
     let dir = tempfile::tempdir().unwrap();
     let target = open(dir.path(), Overwrite::IfChanged);

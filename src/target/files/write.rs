@@ -1,5 +1,4 @@
-//! Files, links and nodes: made under a temporary name, finished, then given their name. Small files in directories that this restore
-//! has made, to which nobody else has access yet, have their name from the beginning.
+//! Files, links and nodes: made under a temporary name, finished, then given their name.
 
 use super::directory::{DirHandle, TargetDir, check_name};
 use super::meta::{self, Meta, Subject};
@@ -16,10 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pieces from this size on are sent to the disk at once.
 const WRITTEN_BACK_MIN: usize = 256 << 10;
-
-/// Files of at most this size are made under their own name where nothing can have it: they are written and finished in one go, and
-/// giving them another name would be a third of the work.
-const NAMED_AT_ONCE_MAX: u64 = 1 << 20;
 
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// Random names that are taken: with 64 bits, somebody must be guessing.
@@ -53,11 +48,11 @@ pub struct Restored {
     pub source: Option<LinkSource>,
 }
 
-/// A name that is removed again unless it becomes, or is, the final one and what has it is finished.
+/// A name that is removed again unless it becomes the final one.
 #[derive(Debug)]
 struct Temporary {
     directory: Arc<DirHandle>,
-    name: Vec<u8>,
+    name: String,
     /// Whether the inode may have other names.
     is_link: bool,
     is_gone: bool,
@@ -67,21 +62,12 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.is_gone {
             // Nothing better can be done when it fails.
-            let _ = rustix::fs::unlinkat(&self.directory.fd, &self.name[..], AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&self.directory.fd, &*self.name, AtFlags::empty());
         }
     }
 }
 
 impl Temporary {
-    fn called(directory: &Arc<DirHandle>, name: &[u8]) -> Temporary {
-        Temporary {
-            directory: directory.clone(),
-            name: name.to_vec(),
-            is_link: false,
-            is_gone: false,
-        }
-    }
-
     /// Makes something under a temporary name.
     fn make<T>(
         directory: &Arc<DirHandle>,
@@ -90,7 +76,17 @@ impl Temporary {
         for _ in 0..NAME_TRIES_MAX {
             let name = temporary_name()?;
             match make(&directory.fd, &name) {
-                Ok(made) => return Ok((Temporary::called(directory, name.as_bytes()), made)),
+                Ok(made) => {
+                    return Ok((
+                        Temporary {
+                            directory: directory.clone(),
+                            name,
+                            is_link: false,
+                            is_gone: false,
+                        },
+                        made,
+                    ));
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
@@ -108,24 +104,24 @@ impl Temporary {
             if Status::at(directory, name).is_ok_and(|status| made.contains(&status.identity())) {
                 return Err(TargetError::InTheWay { path: path() });
             }
-            made.extend(Status::at(directory, &self.name[..]).map(|status| status.identity()));
+            made.extend(Status::at(directory, &*self.name).map(|status| status.identity()));
         }
         let overwrite = target.overwrite;
         let outcome = if overwrite == Overwrite::Never {
-            match rustix::fs::renameat_with(directory, &self.name[..], directory, name, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(directory, &*self.name, directory, name, RenameFlags::NOREPLACE) {
                 // File systems without it: as good as it gets.
                 Err(Errno::INVAL) => match Status::at(directory, name) {
-                    Err(Errno::NOENT) => rustix::fs::renameat(directory, &self.name[..], directory, name),
+                    Err(Errno::NOENT) => rustix::fs::renameat(directory, &*self.name, directory, name),
                     _ => Err(Errno::EXIST),
                 },
                 other => other,
             }
         } else {
-            match rustix::fs::renameat(directory, &self.name[..], directory, name) {
+            match rustix::fs::renameat(directory, &*self.name, directory, name) {
                 // An empty directory may go; a full one is only removed by those who ask for that.
                 Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
                     match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
-                        Ok(()) => rustix::fs::renameat(directory, &self.name[..], directory, name),
+                        Ok(()) => rustix::fs::renameat(directory, &*self.name, directory, name),
                         Err(_) => Err(Errno::EXIST),
                     }
                 }
@@ -144,12 +140,11 @@ impl Temporary {
     }
 }
 
-/// A file that is being written. Dropped without `commit`, it leaves nothing behind.
+/// A file that is being written under a temporary name. Dropped without `commit`, it leaves nothing behind.
 #[derive(Debug)]
 pub struct OpenTarget<'target> {
     target: &'target TargetDir,
     temporary: Temporary,
-    /// The final name.
     name: Vec<u8>,
     fd: OwnedFd,
     size: u64,
@@ -217,8 +212,10 @@ impl TargetDir {
         }))
     }
 
-    /// Begins a file of `size` bytes. What is not written by then is a hole; nobody else can read it until it is committed. It has its
-    /// name from now on if it is small and nothing can have that name.
+    /// Begins a file of `size` bytes. What is not written by then is a hole; nobody else can read it until it is committed.
+    ///
+    /// It has another name until then, also in a directory that this restore has made: what a killed restore left under the final name
+    /// would be kept by the next one if that overwrites nothing, or only what is older.
     ///
     /// # Errors
     /// `BadName`, `Full`, `ReadOnly`, or what the system says.
@@ -226,16 +223,8 @@ impl TargetDir {
         check_name(name)?;
         let failed = |error| TargetError::new("creating", directory.path_of(name), error);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let at_once = size <= NAMED_AT_ONCE_MAX && directory.is_vacant();
-        let made = match at_once.then(|| rustix::fs::openat(&directory.fd, name, flags, PRIVATE)) {
-            Some(Ok(fd)) => Ok((Temporary::called(directory, name), fd)),
-            // Somebody has put something there nevertheless; what is to become of it is decided when this is finished.
-            None | Some(Err(Errno::EXIST)) => Temporary::make(directory, |fd, temporary| {
-                rustix::fs::openat(fd, temporary, flags, PRIVATE)
-            }),
-            Some(Err(error)) => Err(error),
-        };
-        let (temporary, fd) = made.map_err(failed)?;
+        let make = |fd: &OwnedFd, temporary: &str| rustix::fs::openat(fd, temporary, flags, PRIVATE);
+        let (temporary, fd) = Temporary::make(directory, make).map_err(failed)?;
         Ok(OpenTarget {
             target: self,
             temporary,
@@ -299,7 +288,7 @@ impl TargetDir {
         };
         let opened = rustix::fs::openat(
             &directory.fd,
-            &temporary.name[..],
+            &*temporary.name,
             OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             Mode::empty(),
         );
@@ -392,17 +381,14 @@ impl OpenTarget<'_> {
     /// # Errors
     /// `InTheWay` when it must not be replaced, `Full`, `ReadOnly`, or what the system says; then nothing is left behind.
     /// Metadata that is refused is among the problems.
-    pub fn commit(mut self, meta: &Meta<'_>) -> Result<Restored, TargetError> {
+    pub fn commit(self, meta: &Meta<'_>) -> Result<Restored, TargetError> {
         let path = self.temporary.directory.path_of(&self.name);
         // A hole at the end; written files have their size by then, and a file system has work with it even so.
         if self.end.load(Ordering::Acquire) < self.size {
             rustix::fs::ftruncate(&self.fd, self.size).map_err(|error| self.failed(error))?;
         }
         let (mut problems, status) = meta::apply(&Subject::Open(&self.fd), meta, &self.target.policy, &path)?;
-        match self.temporary.name == self.name {
-            true => self.temporary.is_gone = true,
-            false => self.temporary.rename(&self.name, self.target)?,
-        }
+        self.temporary.rename(&self.name, self.target)?;
         problems.extend(self.target.set_flags(&self.fd, meta, &path)?);
         Ok(Restored {
             problems,
